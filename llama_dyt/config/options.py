@@ -1,0 +1,176 @@
+"""How a dataclass field says everything there is to know about its flag, and how a text becomes its value.
+
+Its own file because run.py (which declares), cli.py (which builds argparse) and the YAML reader all stand on it:
+a flag, its YAML key and its help have one source and cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from typing import Any
+
+from llama_dyt.config.suggest import unknown
+
+Kind = typing.Literal["pretrain", "finetune", "benchmark"]
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)
+
+TRUE_WORDS = ("true", "yes", "on", "1")
+FALSE_WORDS = ("false", "no", "off", "0")
+NONE_WORDS = ("none", "null")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One flag: `--name` on the command line, `name:` in a YAML, `settings.name` in the program.
+
+    Args:
+        name: the long flag without its dashes, and the field's name.
+        help: one sentence or two, for `--help` and the documentation.
+        value_type: str, int, float or bool.
+        optional: None is a value too ("none" on the command line, null in YAML).
+        default: for each entry.
+        short: the short flag for each entry that has one, such as "-c".
+        spellings: other long names that mean the same.
+        choices: what a str may be, or None for anything.
+        choice_aliases: other words for some of the choices.
+        entries: the entries that have the flag.
+        metavar: what `--help` calls the value.
+    """
+
+    name: str
+    help: str
+    value_type: type
+    optional: bool
+    default: dict[str, Any]
+    short: dict[str, str]
+    spellings: tuple[str, ...]
+    choices: tuple[str, ...] | None
+    choice_aliases: dict[str, str]
+    entries: tuple[str, ...]
+    metavar: str | None
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name}"
+
+    def convert(self, value: Any) -> Any:
+        """`value`, a text from the command line or whatever YAML made of it, as this option's type.
+
+        Raises:
+            ValueError: it is not one; the message says why and what would be.
+        """
+        if value is None or (self.optional and isinstance(value, str) and value.lower() in NONE_WORDS):
+            if self.optional:
+                return None
+            raise ValueError(f"needs {_NEEDS[self.value_type]}")
+        converted = _CONVERTERS[self.value_type](value)
+        if self.choices is None:
+            return converted
+        plain = converted.lower()
+        plain = self.choice_aliases.get(plain, plain)
+        if plain not in self.choices:
+            raise ValueError(unknown("value", converted, [*self.choices, *self.choice_aliases]))
+        return plain
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - argparse's own word for it
+    *,
+    short: str | dict[str, str] | None = None,
+    spellings: tuple[str, ...] = (),
+    choices: tuple[str, ...] | None = None,
+    choice_aliases: dict[str, str] | None = None,
+    entries: tuple[str, ...] = KINDS,
+    defaults: dict[str, Any] | None = None,
+    metavar: str | None = None,
+    compare: bool = True,
+) -> Any:
+    """A dataclass field with its flag. `defaults` names the entries whose default differs; `short` alone holds for
+    all entries that have the flag. The rest is `Option`'s."""
+    short_by_entry = {entry: short for entry in entries} if isinstance(short, str) else dict(short or {})
+    metadata = {
+        "help": help,
+        "short": short_by_entry,
+        "spellings": spellings,
+        "choices": choices,
+        "choice_aliases": choice_aliases or {},
+        "entries": entries,
+        "defaults": defaults or {},
+        "metavar": metavar,
+    }
+    return field(default=default, metadata=metadata, compare=compare)
+
+
+@cache
+def options_of(settings: type) -> dict[str, Option]:
+    """The options of one settings dataclass, by name, in the order they are declared."""
+    hints = typing.get_type_hints(settings)
+    return {entry.name: _option_of(entry, hints[entry.name]) for entry in fields(settings)}
+
+
+def _option_of(declared: Field, hint: Any) -> Option:
+    value_type, optional = hint, False
+    if isinstance(hint, types.UnionType):
+        (value_type,) = (part for part in typing.get_args(hint) if part is not type(None))
+        optional = True
+    assert declared.default is not MISSING, f"{declared.name} has no default"
+    meta = declared.metadata
+    return Option(
+        name=declared.name,
+        help=meta["help"],
+        value_type=value_type,
+        optional=optional,
+        default={entry: meta["defaults"].get(entry, declared.default) for entry in KINDS},
+        short=meta["short"],
+        spellings=meta["spellings"],
+        choices=meta["choices"],
+        choice_aliases=meta["choice_aliases"],
+        entries=meta["entries"],
+        metavar=meta["metavar"],
+    )
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, (dict, list, bool)):
+        raise ValueError(f"{value!r} is not a text")
+    return str(value)
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            pass
+    raise ValueError(f"{value!r} is not a whole number; give one such as 16")
+
+
+def _to_float(value: Any) -> float:
+    # YAML 1.1 reads 3e-4 as a text, so texts are as good as numbers wherever they come from.
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    raise ValueError(f"{value!r} is not a number; give one such as 3e-4")
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).lower()
+    if word in TRUE_WORDS:
+        return True
+    if word in FALSE_WORDS:
+        return False
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+_CONVERTERS = {str: _to_text, int: _to_int, float: _to_float, bool: _to_bool}
+_NEEDS = {str: "a value", int: "a whole number", float: "a number", bool: "true or false"}

@@ -1,0 +1,271 @@
+"""The settings of a run: one typed dataclass a concern, every field of which is a flag and a YAML key of its name.
+
+Its own file because it is the one place where a flag is declared and documented. Defaults and short forms are those
+of Colossal-AI's LLaMA programs wherever they have the flag.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llama_dyt.config.capabilities import PLUGIN_ALIASES, PLUGINS
+from llama_dyt.config.options import Kind, option
+from llama_dyt.config.sizes import Size, get_size
+
+TRAINING: tuple[Kind, ...] = ("pretrain", "finetune")
+SIZED: tuple[Kind, ...] = ("pretrain", "benchmark")
+
+DEFAULT_TOKENIZER = "hf-internal-testing/llama-tokenizer"
+"""The tokenizer of a run that names none and whose data and weights bring none: LLaMA's own, as Colossal-AI's program."""
+DEFAULT_CONFIG = "7b"
+DEFAULT_NORM = "dyt"
+FINETUNE_WARMUP_FRACTION = 0.03
+"""The share of the steps fine-tuning warms up for when no number is given, as in Colossal-AI's program."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The decoder: its size, its norms, where its weights come from."""
+
+    config: str | None = option(
+        DEFAULT_CONFIG,
+        "Model size: a name (7b, llama2_13b, llama3_8b, 15m, ...) or the path of an HF config.json. Left out with "
+        "--model_path, whose own config holds.",
+        short="-c",
+        entries=SIZED,
+        defaults={"finetune": None},
+        metavar="NAME|PATH",
+    )
+    model_path: str | None = option(
+        None,
+        "Start from these weights, at step 0 with a fresh optimizer: an HF folder, one of our checkpoints, or a hub "
+        "name.",
+        entries=TRAINING,
+        metavar="PATH|HUB_NAME",
+    )
+    norm: str | None = option(
+        DEFAULT_NORM,
+        "Kind of normalization: dyt (Dynamic Tanh) or rmsnorm, everything else equal. With --model_path it is that "
+        "of the weights unless given.",
+        choices=("dyt", "rmsnorm"),
+    )
+    attn_alpha_init_value: float | None = option(
+        None, "Initial alpha of the DyT before attention; none takes the paper's value for the width."
+    )
+    ffn_alpha_init_value: float | None = option(
+        None, "Initial alpha of the DyT before the feed-forward block; none takes the paper's value for the width."
+    )
+    dec_alpha_init_value: float | None = option(
+        None, "Initial alpha of the decoder's final DyT; none takes the paper's value for the width."
+    )
+    hidden_width: int | None = option(None, "Hidden size by hand, in place of that of --config.", entries=SIZED)
+    num_layers: int | None = option(None, "Number of decoder layers by hand.", entries=SIZED)
+    num_heads: int | None = option(None, "Number of attention heads by hand.", entries=SIZED)
+    num_key_value_heads: int | None = option(None, "Number of key and value heads by hand.", entries=SIZED)
+    intermediate_size: int | None = option(None, "Width of the feed-forward block by hand.", entries=SIZED)
+    tokenizer: str | None = option(
+        None,
+        "Tokenizer: a folder, a SentencePiece .model file or a hub name. None takes the one that comes with "
+        f"--model_path or with the sample corpus, else {DEFAULT_TOKENIZER}.",
+        entries=TRAINING,
+        metavar="PATH|HUB_NAME",
+    )
+    gradient_checkpoint: bool = option(
+        False,
+        "Recompute activations in the backward pass: less memory, about a third slower.",
+        short="-g",
+        spellings=("grad_checkpoint", "gradient_checkpointing"),
+    )
+    flash_attention: bool = option(
+        False,
+        "Use the flash-attn package's kernels on CUDA (it must be installed).",
+        short={"pretrain": "-a", "finetune": "-a", "benchmark": "-x"},
+        spellings=("flash_attn", "xformers"),
+    )
+
+    def size(self) -> Size | None:
+        """The model's figures, those given by hand included; None when the weights of `model_path` decide.
+
+        Raises:
+            ConfigurationError: `config` names no size and no usable file.
+        """
+        if self.config is None:
+            return None
+        return get_size(self.config).with_overrides(**self.size_by_hand())
+
+    def size_by_hand(self) -> dict[str, int | None]:
+        """The figures given by hand, None where none was."""
+        names = ("hidden_width", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is read, and in which portions."""
+
+    dataset: str | None = option(
+        "togethercomputer/RedPajama-Data-1T-Sample",
+        "Text to train on: `sample` (built at once on this machine), a folder or glob of .jsonl, .jsonl.gz, "
+        ".jsonl.zst or .parquet, or a hub dataset in the default's form.",
+        short="-d",
+        entries=TRAINING,
+        defaults={"finetune": "yizhongw/self_instruct", "benchmark": None},
+        metavar="NAME|PATH",
+    )
+    task_name: str = option(
+        "super_natural_instructions", "Which part of a hub dataset to fine-tune on.", entries=("finetune",)
+    )
+    max_length: int = option(
+        4096, "Sequence length, in tokens.", short="-l", spellings=("max_context_width",), metavar="TOKENS"
+    )
+    batch_size: int = option(2, "Sequences a data-parallel rank takes at once.", short="-b")
+    num_epochs: int = option(1, "Passes over the dataset.", short="-e", entries=TRAINING)
+    skip_bad_lines: bool = option(
+        False, "Count and skip lines that are not JSON or lack their field, in place of stopping.", entries=TRAINING
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW (betas 0.9 and 0.95) and the learning rate's course."""
+
+    lr: float = option(3e-4, "Highest learning rate.", spellings=("learning_rate",))
+    weight_decay: float = option(
+        0.1,
+        "Weight decay.",
+        short={"pretrain": "-w", "finetune": "-w"},
+        spellings=("weigth_decay",),
+    )
+    decay_all_parameters: bool = option(
+        True,
+        "Decay every parameter, alphas and norm weights included, as the DyT authors do for both norms; off leaves "
+        "out those with one dimension.",
+    )
+    lr_scheduler: str = option(
+        "cosine",
+        "Course of the learning rate. cosine: linear warm-up, then down to a tenth, as Colossal-AI's; quadratic: the "
+        "DyT authors' quadratic warm-up and cosine; linear: linear warm-up, then annealing to zero; constant: "
+        "warm-up, then level.",
+        choices=("cosine", "quadratic", "linear", "constant"),
+        defaults={"benchmark": "constant"},
+    )
+    warmup_steps: int | None = option(
+        2000,
+        f"Steps of warm-up; none takes {FINETUNE_WARMUP_FRACTION:.0%} of the run.",
+        short={"pretrain": "-s"},
+        defaults={"finetune": None, "benchmark": 0},
+    )
+    gradient_clipping: float = option(
+        1.0, "Largest norm of the whole gradient; 0 turns clipping off.", spellings=("grad_clip",)
+    )
+    gradient_accumulation_steps: int = option(
+        1, "Batches of --batch_size that make one optimizer step.", spellings=("accumulation_steps",)
+    )
+
+
+@dataclass(frozen=True)
+class BoosterSettings:
+    """How Colossal-AI spreads the model and its training over processes."""
+
+    plugin: str = option(
+        "gemini",
+        "Booster plugin; 3d is another name of hybrid_parallel.",
+        short="-p",
+        choices=PLUGINS,
+        choice_aliases=PLUGIN_ALIASES,
+    )
+    mixed_precision: str = option(
+        "fp16",
+        "Precision of the forward and backward pass; the master weights are always fp32. fp32 is for zero2, "
+        "zero2_cpu and hybrid_parallel with --zero 0.",
+        short={"pretrain": "-x", "finetune": "-x"},
+        choices=("fp16", "bf16", "fp32"),
+        defaults={"benchmark": "bf16"},
+    )
+    tp: int = option(1, "Tensor-parallel size (hybrid_parallel).")
+    pp: int = option(1, "Pipeline-parallel size (hybrid_parallel).")
+    zero: int | None = option(
+        None, "ZeRO stage; none takes the plugin's own: 2 for zero2 and zero2_cpu, 0 for hybrid_parallel."
+    )
+    mbs: int | None = option(None, "Micro batch size in the pipeline, in sequences; none is 1.")
+    shard_param_frac: float | None = option(
+        None, "gemini: share of the parameters sharded, 0 (as ZeRO-2) to 1 (as ZeRO-3); none is 1."
+    )
+    offload_optim_frac: float | None = option(
+        None, "gemini: share of the optimizer states kept in host memory, 0 to 1; none is 0."
+    )
+    offload_param_frac: float | None = option(
+        None,
+        "gemini: share of the parameters kept in host memory, 0 to 1; needs the two fractions above at 1; none is 0.",
+    )
+    memory_limit: int | None = option(
+        None, "gemini_auto: device memory it may plan with; none is all there is.", short="-m", metavar="MB"
+    )
+    warmup_ratio: float = option(
+        0.8,
+        "gemini_auto: share of device memory set aside for activations in the first step.",
+        short={"benchmark": "-w"},
+        entries=("benchmark",),
+    )
+
+    @property
+    def micro_batch_size(self) -> int:
+        return 1 if self.mbs is None else self.mbs
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """How many ranks read different data."""
+        return world_size // (self.tp * self.pp)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How long the run is, what it leaves behind, and where it starts."""
+
+    max_steps: int | None = option(
+        None, "Stop after this many optimizer steps; none is all of --num_epochs.", entries=TRAINING
+    )
+    seed: int = option(42, "Seed of the initial weights and of all that is random.")
+    save_interval: int = option(
+        1000, "Steps between checkpoints; one is always saved at the end.", short="-i", entries=TRAINING
+    )
+    save_dir: str | None = option(
+        "checkpoint",
+        "Folder for checkpoints, metrics.jsonl and config.yaml.",
+        short="-o",
+        defaults={"benchmark": None},
+        metavar="FOLDER",
+    )
+    load: str | None = option(
+        None,
+        "Resume: a checkpoint, a --save_dir (its newest complete checkpoint), or auto (the newest in --save_dir, "
+        "or a new run when there is none).",
+        short="-f",
+        entries=TRAINING,
+        metavar="PATH|auto",
+    )
+    log_interval: int = option(1, "Steps between lines in the log.", entries=TRAINING)
+    tensorboard_dir: str | None = option(
+        "tb_logs",
+        "Folder for TensorBoard; none writes nothing.",
+        short="-t",
+        entries=TRAINING,
+        defaults={"benchmark": None},
+        metavar="FOLDER",
+    )
+    dry_run: bool = option(
+        False, "Print the resolved run, its parameters, tokens a step, steps and memory a rank, then end."
+    )
+    config_file: str | None = option(
+        None,
+        "YAML whose keys are these flags; a flag on the command line wins over it.",
+        compare=False,
+        metavar="PATH",
+    )
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What the benchmark measures."""
+
+    num_steps: int = option(5, "Steps run in all.", short="-s", entries=("benchmark",))
+    ignore_steps: int = option(2, "First steps, among them, that are not measured.", short="-i", entries=("benchmark",))
