@@ -1,0 +1,220 @@
+"""Adam for sharded, offloaded and half-precision states, over torch's own fused kernels, so that nothing is compiled.
+
+Colossal-AI builds its Adam kernels with a compiler at first use (and finds none at all for a CPU without CUDA). Its
+documented extension point, `KernelLoader.register_extension`, lets torch's `_fused_adamw_` take their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import torch
+from colossalai.kernel.extensions.base_extension import _Extension
+from colossalai.kernel.kernel_loader import CPUAdamLoader, FusedOptimizerLoader
+from colossalai.nn.optimizer import HybridAdam as EngineHybridAdam
+from colossalai.zero.gemini import gemini_optimizer
+
+_ELEMENTS_A_LAUNCH = 2**26
+"""Half-precision gradients are widened this many elements at a time (256 MB of fp32), not all at once."""
+
+
+def fused_adam(
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    exp_avgs: Sequence[torch.Tensor],
+    exp_avg_sqs: Sequence[torch.Tensor],
+    steps: Sequence[int],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    adamw_mode: bool = True,
+    div_scale: float = -1.0,
+) -> None:
+    """One Adam step in place on tensors of one device; equals `torch.optim.AdamW(fused=True)` bit for bit.
+
+    Args:
+        params, exp_avgs, exp_avg_sqs: fp32. grads: fp32, bf16 or fp16, overwritten if fp32 and div_scale is used.
+        steps: the step number of each tensor, 1 for its first step.
+        adamw_mode: decoupled weight decay; else L2 added to the gradient.
+        div_scale: gradients are divided by it when positive (loss scale times clipping factor).
+    """
+    kernel = torch._fused_adamw_ if adamw_mode else torch._fused_adam_
+    start = 0
+    while start < len(params):
+        end, elements = start, 0
+        while end < len(params) and (end == start or elements + params[end].numel() <= _ELEMENTS_A_LAUNCH):
+            elements += params[end].numel()
+            end += 1
+        device = params[start].device
+        part = slice(start, end)
+        divisor = torch.tensor(div_scale, dtype=torch.float32, device=device) if div_scale > 0 else None
+        kernel(
+            list(params[part]),
+            [grad.to(param.dtype) for grad, param in zip(grads[part], params[part], strict=True)],
+            list(exp_avgs[part]),
+            list(exp_avg_sqs[part]),
+            [],
+            [torch.tensor(float(step), device=device) for step in steps[part]],
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=weight_decay,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=divisor,
+            found_inf=torch.zeros((), device=device) if divisor is not None else None,
+        )
+        start = end
+
+
+class HybridAdam(EngineHybridAdam):
+    """The engine's HybridAdam with its step through `fused_adam`, on a CPU and on CUDA, offloaded or not.
+
+    Upstream `HybridAdam.step` forgets `div_scale` when gradients are bf16 and on the host (`torch_adam_update` has no
+    such argument), so with Gemini offloading in bf16 gradients are neither clipped nor unscaled, without a word.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None, div_scale: float = -1) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_device: dict[torch.device, list[torch.nn.Parameter]] = {}
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                if "exp_avg" not in state:
+                    state["exp_avg"] = torch.zeros_like(param.data)
+                    state["exp_avg_sq"] = torch.zeros_like(param.data)
+                state["step"] = int(state.get("step", 0)) + 1
+                by_device.setdefault(param.device, []).append(param)
+            for params in by_device.values():
+                states = [self.state[param] for param in params]
+                fused_adam(
+                    [param.data for param in params],
+                    [param.grad for param in params],
+                    [state["exp_avg"] for state in states],
+                    [state["exp_avg_sq"] for state in states],
+                    [state["step"] for state in states],
+                    lr=group["lr"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    eps=group["eps"],
+                    weight_decay=group["weight_decay"],
+                    adamw_mode=self.adamw_mode,
+                    div_scale=div_scale,
+                )
+        return loss
+
+
+class _TorchCpuAdam:
+    """Upstream `CPUAdamOptimizer` (kernel/extensions/csrc/kernel/x86/cpu_adam.h), which CPUAdam and HybridAdam call."""
+
+    def __init__(
+        self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, adamw_mode: bool
+    ) -> None:
+        self._adamw_mode = adamw_mode
+
+    def step(
+        self, step, lr, beta1, beta2, eps, weight_decay, bias_correction, param, grad, exp_avg, exp_avg_sq, div_scale
+    ) -> None:
+        _require_bias_correction(bias_correction)
+        fused_adam(
+            [param],
+            [grad],
+            [exp_avg],
+            [exp_avg_sq],
+            [step],
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            adamw_mode=self._adamw_mode,
+            div_scale=div_scale,
+        )
+
+
+def _multi_tensor_adam(
+    chunk_size, noop_flag, tensors, lr, beta1, beta2, eps, step, adamw_mode, bias_correction, weight_decay, div_scale
+) -> None:
+    """Upstream `multi_tensor_adam` (csrc/kernel/cuda/multi_tensor_adam_kernel.cu), which FusedAdam calls; tensors are
+    [grads, params, exp_avgs, exp_avg_sqs]."""
+    _require_bias_correction(bias_correction)
+    grads, params, exp_avgs, exp_avg_sqs = tensors
+    fused_adam(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        [step] * len(params),
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        adamw_mode=bool(adamw_mode),
+        div_scale=div_scale,
+    )
+
+
+def _require_bias_correction(bias_correction: bool | int) -> None:
+    if not bias_correction:
+        raise NotImplementedError("Adam without bias correction: torch's fused kernel always corrects; leave it on")
+
+
+class _TorchExtension(_Extension):
+    """A kernel that is part of torch: always available, never built."""
+
+    def is_available(self) -> bool:
+        return True
+
+    def assert_compatible(self) -> None:
+        pass
+
+    def build_aot(self) -> None:
+        raise NotImplementedError(f"{self.name} is part of torch; there is nothing to build")
+
+    build_jit = build_aot
+
+
+class TorchCpuAdamExtension(_TorchExtension):
+    """`torch._fused_adamw_` as the engine's CPU Adam kernel."""
+
+    def __init__(self) -> None:
+        super().__init__(name="cpu_adam_torch", support_aot=False, support_jit=False, priority=100)
+
+    def load(self) -> SimpleNamespace:
+        return SimpleNamespace(CPUAdamOptimizer=_TorchCpuAdam)
+
+
+class TorchFusedOptimizerExtension(_TorchExtension):
+    """`torch._fused_adamw_` as the engine's CUDA multi-tensor Adam kernel."""
+
+    def __init__(self) -> None:
+        super().__init__(name="fused_optim_torch", support_aot=False, support_jit=False, priority=100)
+
+    def load(self) -> SimpleNamespace:
+        return SimpleNamespace(multi_tensor_adam=_multi_tensor_adam)
+
+
+def register_adam_kernels() -> None:
+    """Register the kernels with the engine's loaders and the optimizer with Gemini. Calling it again does nothing."""
+    for loader, extension in (
+        (CPUAdamLoader, TorchCpuAdamExtension),
+        (FusedOptimizerLoader, TorchFusedOptimizerExtension),
+    ):
+        if extension not in loader.REGISTRY:
+            # Alone, not beside the compiled ones: with several usable kernels `KernelLoader.load` warns at each use.
+            loader.REGISTRY.clear()
+            loader.register_extension(extension)
+    # `GeminiOptimizer.__init__` asserts `type(optim) in _AVAIL_OPTIM_LIST`, so a subclass must be named there.
+    gemini_optimizer._AVAIL_OPTIM_LIST.add(HybridAdam)

@@ -1,0 +1,118 @@
+"""What Colossal-AI 0.5.0 needs to run on current torch and transformers, on any device.
+
+Its own file because each entry here answers a fault of the engine, names the upstream symbol, and can be deleted when
+the engine mends it. Importing this module imports the engine; only `apply_compat()`, called once at launch, changes it.
+What a CPU needs besides is in `host.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+_UNUSED_PACKAGES: dict[str, tuple[str, ...]] = {
+    # LoRA: colossalai.interface.model, checkpoint_io.utils and the plugins import these names at module level.
+    "peft": ("PeftModel", "PeftType"),
+    "peft.utils": (),
+    "peft.utils.other": ("EMBEDDING_LAYER_NAMES", "check_file_exists_on_hf_hub"),
+    "peft.utils.save_and_load": ("get_embedding_layer_name", "has_valid_embedding_base_layer"),
+    # GaLore: colossalai.nn.optimizer imports both packages at module level; bitsandbytes alone is tens of megabytes.
+    "galore_torch": ("GaLoreAdafactor", "GaLoreAdamW"),
+    "bitsandbytes": (),
+    "bitsandbytes.optim": (),
+    "bitsandbytes.optim.optimizer": ("Optimizer2State",),
+}
+"""Modules the engine imports at module level for features this project does not have, with the names it takes."""
+
+_ENGINE_MODULES = ("colossalai", "colossalai.booster.plugin", "colossalai.nn.optimizer", "colossalai.zero")
+
+_applied = False
+
+
+@contextmanager
+def _stand_ins_for_unused_packages() -> Iterator[None]:
+    """Let the engine import without LoRA's and GaLore's packages.
+
+    Empty classes of the right names stand in, even where the real packages are installed: the releases the engine pins
+    do not import on transformers 5. They leave `sys.modules` at once, so nobody else takes them for the real ones.
+    """
+    absent = [name for name in _UNUSED_PACKAGES if name.partition(".")[0] not in sys.modules]
+    for name in absent:
+        module = types.ModuleType(name, "Stand-in made while Colossal-AI is imported; see llama_dyt.boosters.compat.")
+        module.__path__ = []
+        for attribute in _UNUSED_PACKAGES[name]:
+            setattr(module, attribute, type(attribute, (), {"__module__": name}))
+        sys.modules[name] = module
+    try:
+        yield
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
+
+
+def _import_engine() -> None:
+    with _stand_ins_for_unused_packages(), warnings.catch_warnings():
+        # Three notices about packages that only unused features of the engine take (async save, fused norms).
+        warnings.filterwarnings("ignore", message="Please install (apex|the latest tensornvme)")
+        warnings.filterwarnings("ignore", category=SyntaxWarning, module="colossalai")
+        for name in _ENGINE_MODULES:
+            importlib.import_module(name)
+
+
+_import_engine()
+
+
+def apply_compat() -> None:
+    """Adapt the engine to this torch, once a process, before any booster is made. Calling it again does nothing."""
+    global _applied
+    if _applied:
+        return
+    _applied = True
+    _mend_pipeline_backend_check()
+    _mend_mesh_destruction()
+    _silence_engine_noise()
+
+    from .adam import register_adam_kernels
+
+    register_adam_kernels()
+
+
+def _mend_pipeline_backend_check() -> None:
+    """Upstream `pipeline.p2p._check_for_nccl_hccl_backend` reads `Backend.HCCL` and `is_hccl_available`, which exist only
+    in Huawei's build of torch, so any point-to-point transfer off nccl raises AttributeError."""
+    from colossalai.pipeline import p2p
+
+    p2p._check_for_nccl_hccl_backend = lambda group: dist.get_backend(group) in ("nccl", "hccl")
+
+
+def _mend_mesh_destruction() -> None:
+    """Upstream `ProcessGroupMesh.destroy_mesh_process_groups` runs from the plugins' `__del__`. At the interpreter's end
+    torch.distributed is already half gone and it prints a traceback after a good run; after an orderly shutdown the
+    groups no longer exist."""
+    from colossalai.cluster import ProcessGroupMesh
+
+    upstream = ProcessGroupMesh.destroy_mesh_process_groups
+
+    def destroy_mesh_process_groups(self: ProcessGroupMesh) -> None:
+        if not sys.is_finalizing() and dist is not None and dist.is_initialized():
+            upstream(self)
+
+    ProcessGroupMesh.destroy_mesh_process_groups = destroy_mesh_process_groups
+
+
+def _silence_engine_noise() -> None:
+    """Keep the engine's internals off the user's terminal; no warning about the user's own run is touched."""
+    from colossalai.zero.gemini.memory_tracer import memstats_collector
+
+    # `Chunk` resizes storages through the deprecated Tensor.storage(); torch warns once a process.
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+    # New names in torch 2.13 of collectives that the engine calls by the names torch 2.11 has.
+    warnings.filterwarnings("ignore", message="`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)`")
+    # `MemStatsCollector.finish_collection` prints "finish_collection N" on every rank; a module's own `print` shadows it.
+    memstats_collector.print = lambda *args, **kwargs: None
