@@ -84,17 +84,17 @@ def apply_compat() -> None:
 
 
 def _mend_pipeline_backend_check() -> None:
-    """Upstream `pipeline.p2p._check_for_nccl_hccl_backend` reads `Backend.HCCL` and `is_hccl_available`, which exist only
-    in Huawei's build of torch, so any point-to-point transfer off nccl raises AttributeError."""
+    """Upstream `pipeline.p2p._check_for_nccl_hccl_backend` reads `Backend.HCCL` and `is_hccl_available`, which exist
+    only in Huawei's build of torch, so any point-to-point transfer off nccl raises AttributeError."""
     from colossalai.pipeline import p2p
 
     p2p._check_for_nccl_hccl_backend = lambda group: dist.get_backend(group) in ("nccl", "hccl")
 
 
 def _mend_mesh_destruction() -> None:
-    """Upstream `ProcessGroupMesh.destroy_mesh_process_groups` runs from the plugins' `__del__`. At the interpreter's end
-    torch.distributed is already half gone and it prints a traceback after a good run; after an orderly shutdown the
-    groups no longer exist."""
+    """Upstream `ProcessGroupMesh.destroy_mesh_process_groups` runs from the plugins' `__del__`. At the interpreter's
+    end torch.distributed is already half gone and it prints a traceback after a good run; after an orderly shutdown
+    the groups no longer exist."""
     from colossalai.cluster import ProcessGroupMesh
 
     upstream = ProcessGroupMesh.destroy_mesh_process_groups
@@ -114,5 +114,5 @@ def _silence_engine_noise() -> None:
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     # New names in torch 2.13 of collectives that the engine calls by the names torch 2.11 has.
     warnings.filterwarnings("ignore", message="`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)`")
-    # `MemStatsCollector.finish_collection` prints "finish_collection N" on every rank; a module's own `print` shadows it.
+    # `MemStatsCollector.finish_collection` prints a count on every rank; a `print` of the module's own shadows it.
     memstats_collector.print = lambda *args, **kwargs: None

@@ -148,7 +148,7 @@ def use_host_accelerator() -> None:
 
 
 def _allow_zero_on_a_cpu() -> None:
-    """Upstream `LowLevelZeroOptimizer._sanity_checks` asserts that the accelerator is cuda or npu; keep its other check."""
+    """Upstream `LowLevelZeroOptimizer._sanity_checks` asserts a cuda or npu accelerator; keep its other check."""
 
     def _sanity_checks(self: LowLevelZeroOptimizer) -> None:
         for group in self.optim.param_groups:
