@@ -79,7 +79,7 @@ CAPABILITIES: dict[str, dict[str, Capability]] = {
     "hybrid_parallel": {"cuda": _HYBRID, "cpu": _HYBRID},
 }
 
-PLUGIN_ALIASES: dict[str, str] = {"3d": "hybrid_parallel", "hybrid": "hybrid_parallel"}
+PLUGIN_ALIASES: dict[str, str] = {"3d": "hybrid_parallel"}
 PLUGINS: tuple[str, ...] = tuple(CAPABILITIES)
 
 

@@ -6,6 +6,7 @@ a flag, its YAML key and its help have one source and cannot drift apart.
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -36,6 +37,7 @@ class Option:
         spellings: other long names that mean the same.
         choices: what a str may be, or None for anything.
         choice_aliases: other words for some of the choices.
+        at_least, above, at_most: bounds of a number; `above` is not itself allowed.
         entries: the entries that have the flag.
         metavar: what `--help` calls the value.
     """
@@ -49,6 +51,9 @@ class Option:
     spellings: tuple[str, ...]
     choices: tuple[str, ...] | None
     choice_aliases: dict[str, str]
+    at_least: float | None
+    above: float | None
+    at_most: float | None
     entries: tuple[str, ...]
     metavar: str | None
 
@@ -72,18 +77,35 @@ class Option:
         plain = converted.lower()
         plain = self.choice_aliases.get(plain, plain)
         if plain not in self.choices:
-            raise ValueError(unknown("value", converted, [*self.choices, *self.choice_aliases]))
+            raise ValueError(unknown(self.name, converted, [*self.choices, *self.choice_aliases]))
         return plain
+
+    def out_of_range(self, value: Any) -> str | None:
+        """One line that says why `value` cannot be, or None. None and what is no number is always in range."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        if not math.isfinite(value):
+            return f"{self.flag} {value}: give a finite number"
+        if self.at_least is not None and value < self.at_least:
+            return f"{self.flag} {value}: give {self.at_least:g} or more"
+        if self.above is not None and value <= self.above:
+            return f"{self.flag} {value}: give more than {self.above:g}"
+        if self.at_most is not None and value > self.at_most:
+            return f"{self.flag} {value}: give at most {self.at_most:.10g}"
+        return None
 
 
 def option(
     default: Any,
-    help: str,  # noqa: A002 - argparse's own word for it
+    help: str,
     *,
     short: str | dict[str, str] | None = None,
     spellings: tuple[str, ...] = (),
     choices: tuple[str, ...] | None = None,
     choice_aliases: dict[str, str] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
     entries: tuple[str, ...] = KINDS,
     defaults: dict[str, Any] | None = None,
     metavar: str | None = None,
@@ -91,13 +113,16 @@ def option(
 ) -> Any:
     """A dataclass field with its flag. `defaults` names the entries whose default differs; `short` alone holds for
     all entries that have the flag. The rest is `Option`'s."""
-    short_by_entry = {entry: short for entry in entries} if isinstance(short, str) else dict(short or {})
+    short_by_entry = dict.fromkeys(entries, short) if isinstance(short, str) else dict(short or {})
     metadata = {
         "help": help,
         "short": short_by_entry,
         "spellings": spellings,
         "choices": choices,
         "choice_aliases": choice_aliases or {},
+        "at_least": at_least,
+        "above": above,
+        "at_most": at_most,
         "entries": entries,
         "defaults": defaults or {},
         "metavar": metavar,
@@ -129,6 +154,9 @@ def _option_of(declared: Field, hint: Any) -> Option:
         spellings=meta["spellings"],
         choices=meta["choices"],
         choice_aliases=meta["choice_aliases"],
+        at_least=meta["at_least"],
+        above=meta["above"],
+        at_most=meta["at_most"],
         entries=meta["entries"],
         metavar=meta["metavar"],
     )

@@ -5,6 +5,7 @@ Its own file because settings.py says what can be asked for and this says what o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from llama_dyt.config.settings import (
 from llama_dyt.config.suggest import unknown
 from llama_dyt.config.yaml_file import KIND_KEY, canonical_values, dump, load_mapping
 from llama_dyt.errors import ConfigurationError
+
+PATHS = ("config", "model_path", "tokenizer", "dataset", "save_dir", "load", "tensorboard_dir", "config_file")
+"""The flags that name, or may name, a file or folder."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class RunConfig:
             # The weights bring a size and a norm; asking for others must be explicit, so that it can be told apart.
             values.setdefault("config", None)
             values.setdefault("norm", None)
+        for name in PATHS:
+            # The shell does this for a command line, nobody for a YAML or for --save_dir=~/x.
+            if isinstance(values.get(name), str):
+                values[name] = os.path.expanduser(values[name])
         groups = {}
         for name, settings in groups_of().items():
             options = options_of(settings).values()

@@ -16,7 +16,7 @@ TRAINING: tuple[Kind, ...] = ("pretrain", "finetune")
 SIZED: tuple[Kind, ...] = ("pretrain", "benchmark")
 
 DEFAULT_TOKENIZER = "hf-internal-testing/llama-tokenizer"
-"""The tokenizer of a run that names none and whose data and weights bring none: LLaMA's own, as Colossal-AI's program."""
+"""The tokenizer where neither the run, its data nor its weights bring one: LLaMA's, as Colossal-AI's program has."""
 DEFAULT_CONFIG = "7b"
 DEFAULT_NORM = "dyt"
 FINETUNE_WARMUP_FRACTION = 0.03
@@ -50,19 +50,23 @@ class ModelSettings:
         choices=("dyt", "rmsnorm"),
     )
     attn_alpha_init_value: float | None = option(
-        None, "Initial alpha of the DyT before attention; none takes the paper's value for the width."
+        None, "Initial alpha of the DyT before attention; none takes the paper's value for the width.", above=0
     )
     ffn_alpha_init_value: float | None = option(
-        None, "Initial alpha of the DyT before the feed-forward block; none takes the paper's value for the width."
+        None,
+        "Initial alpha of the DyT before the feed-forward block; none takes the paper's value for the width.",
+        above=0,
     )
     dec_alpha_init_value: float | None = option(
-        None, "Initial alpha of the decoder's final DyT; none takes the paper's value for the width."
+        None, "Initial alpha of the decoder's final DyT; none takes the paper's value for the width.", above=0
     )
-    hidden_width: int | None = option(None, "Hidden size by hand, in place of that of --config.", entries=SIZED)
-    num_layers: int | None = option(None, "Number of decoder layers by hand.", entries=SIZED)
-    num_heads: int | None = option(None, "Number of attention heads by hand.", entries=SIZED)
-    num_key_value_heads: int | None = option(None, "Number of key and value heads by hand.", entries=SIZED)
-    intermediate_size: int | None = option(None, "Width of the feed-forward block by hand.", entries=SIZED)
+    hidden_width: int | None = option(
+        None, "Hidden size by hand, in place of that of --config.", entries=SIZED, at_least=1
+    )
+    num_layers: int | None = option(None, "Number of decoder layers by hand.", entries=SIZED, at_least=1)
+    num_heads: int | None = option(None, "Number of attention heads by hand.", entries=SIZED, at_least=1)
+    num_key_value_heads: int | None = option(None, "Number of key and value heads by hand.", entries=SIZED, at_least=1)
+    intermediate_size: int | None = option(None, "Width of the feed-forward block by hand.", entries=SIZED, at_least=1)
     tokenizer: str | None = option(
         None,
         "Tokenizer: a folder, a SentencePiece .model file or a hub name. None takes the one that comes with "
@@ -116,10 +120,10 @@ class DataSettings:
         "super_natural_instructions", "Which part of a hub dataset to fine-tune on.", entries=("finetune",)
     )
     max_length: int = option(
-        4096, "Sequence length, in tokens.", short="-l", spellings=("max_context_width",), metavar="TOKENS"
+        4096, "Sequence length, in tokens.", short="-l", spellings=("max_context_width",), metavar="TOKENS", at_least=2
     )
-    batch_size: int = option(2, "Sequences a data-parallel rank takes at once.", short="-b")
-    num_epochs: int = option(1, "Passes over the dataset.", short="-e", entries=TRAINING)
+    batch_size: int = option(2, "Sequences a data-parallel rank takes at once.", short="-b", at_least=1)
+    num_epochs: int = option(1, "Passes over the dataset.", short="-e", entries=TRAINING, at_least=1)
     skip_bad_lines: bool = option(
         False, "Count and skip lines that are not JSON or lack their field, in place of stopping.", entries=TRAINING
     )
@@ -129,12 +133,9 @@ class DataSettings:
 class OptimizerSettings:
     """AdamW (betas 0.9 and 0.95) and the learning rate's course."""
 
-    lr: float = option(3e-4, "Highest learning rate.", spellings=("learning_rate",))
+    lr: float = option(3e-4, "Highest learning rate.", spellings=("learning_rate",), above=0)
     weight_decay: float = option(
-        0.1,
-        "Weight decay.",
-        short={"pretrain": "-w", "finetune": "-w"},
-        spellings=("weigth_decay",),
+        0.1, "Weight decay.", short={"pretrain": "-w", "finetune": "-w"}, spellings=("weigth_decay",), at_least=0
     )
     decay_all_parameters: bool = option(
         True,
@@ -154,12 +155,13 @@ class OptimizerSettings:
         f"Steps of warm-up; none takes {FINETUNE_WARMUP_FRACTION:.0%} of the run.",
         short={"pretrain": "-s"},
         defaults={"finetune": None, "benchmark": 0},
+        at_least=0,
     )
     gradient_clipping: float = option(
-        1.0, "Largest norm of the whole gradient; 0 turns clipping off.", spellings=("grad_clip",)
+        1.0, "Largest norm of the whole gradient; 0 turns clipping off.", spellings=("grad_clip",), at_least=0
     )
     gradient_accumulation_steps: int = option(
-        1, "Batches of --batch_size that make one optimizer step.", spellings=("accumulation_steps",)
+        1, "Batches of --batch_size that make one optimizer step.", spellings=("accumulation_steps",), at_least=1
     )
 
 
@@ -182,30 +184,40 @@ class BoosterSettings:
         choices=("fp16", "bf16", "fp32"),
         defaults={"benchmark": "bf16"},
     )
-    tp: int = option(1, "Tensor-parallel size (hybrid_parallel).")
-    pp: int = option(1, "Pipeline-parallel size (hybrid_parallel).")
+    tp: int = option(1, "Tensor-parallel size (hybrid_parallel).", at_least=1)
+    pp: int = option(1, "Pipeline-parallel size (hybrid_parallel).", at_least=1)
     zero: int | None = option(
-        None, "ZeRO stage; none takes the plugin's own: 2 for zero2 and zero2_cpu, 0 for hybrid_parallel."
+        None,
+        "ZeRO stage; none takes the plugin's own: 2 for zero2 and zero2_cpu, 0 for hybrid_parallel.",
+        at_least=0,
+        at_most=3,
     )
-    mbs: int | None = option(None, "Micro batch size in the pipeline, in sequences; none is 1.")
+    mbs: int | None = option(None, "Micro batch size in the pipeline, in sequences; none is 1.", at_least=1)
     shard_param_frac: float | None = option(
-        None, "gemini: share of the parameters sharded, 0 (as ZeRO-2) to 1 (as ZeRO-3); none is 1."
+        None,
+        "gemini: share of the parameters sharded, 0 (as ZeRO-2) to 1 (as ZeRO-3); none is 1.",
+        at_least=0,
+        at_most=1,
     )
     offload_optim_frac: float | None = option(
-        None, "gemini: share of the optimizer states kept in host memory, 0 to 1; none is 0."
+        None, "gemini: share of the optimizer states kept in host memory, 0 to 1; none is 0.", at_least=0, at_most=1
     )
     offload_param_frac: float | None = option(
         None,
         "gemini: share of the parameters kept in host memory, 0 to 1; needs the two fractions above at 1; none is 0.",
+        at_least=0,
+        at_most=1,
     )
     memory_limit: int | None = option(
-        None, "gemini_auto: device memory it may plan with; none is all there is.", short="-m", metavar="MB"
+        None, "gemini_auto: device memory it may plan with; none is all there is.", short="-m", metavar="MB", at_least=1
     )
     warmup_ratio: float = option(
         0.8,
         "gemini_auto: share of device memory set aside for activations in the first step.",
         short={"benchmark": "-w"},
         entries=("benchmark",),
+        above=0,
+        at_most=1,
     )
 
     @property
@@ -222,11 +234,11 @@ class RunSettings:
     """How long the run is, what it leaves behind, and where it starts."""
 
     max_steps: int | None = option(
-        None, "Stop after this many optimizer steps; none is all of --num_epochs.", entries=TRAINING
+        None, "Stop after this many optimizer steps; none is all of --num_epochs.", entries=TRAINING, at_least=1
     )
-    seed: int = option(42, "Seed of the initial weights and of all that is random.")
+    seed: int = option(42, "Seed of the initial weights and of all that is random.", at_least=0, at_most=2**32 - 1)
     save_interval: int = option(
-        1000, "Steps between checkpoints; one is always saved at the end.", short="-i", entries=TRAINING
+        1000, "Steps between checkpoints; one is always saved at the end.", short="-i", entries=TRAINING, at_least=1
     )
     save_dir: str | None = option(
         "checkpoint",
@@ -243,7 +255,7 @@ class RunSettings:
         entries=TRAINING,
         metavar="PATH|auto",
     )
-    log_interval: int = option(1, "Steps between lines in the log.", entries=TRAINING)
+    log_interval: int = option(1, "Steps between lines in the log.", entries=TRAINING, at_least=1)
     tensorboard_dir: str | None = option(
         "tb_logs",
         "Folder for TensorBoard; none writes nothing.",
@@ -267,5 +279,7 @@ class RunSettings:
 class BenchmarkSettings:
     """What the benchmark measures."""
 
-    num_steps: int = option(5, "Steps run in all.", short="-s", entries=("benchmark",))
-    ignore_steps: int = option(2, "First steps, among them, that are not measured.", short="-i", entries=("benchmark",))
+    num_steps: int = option(5, "Steps run in all.", short="-s", entries=("benchmark",), at_least=1)
+    ignore_steps: int = option(
+        2, "First steps, among them, that are not measured.", short="-i", entries=("benchmark",), at_least=0
+    )

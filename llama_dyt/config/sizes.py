@@ -135,7 +135,7 @@ def get_size(name: str) -> Size:
     canonical = canonical_name(name)
     if canonical is not None:
         return SIZES[canonical]
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.exists():
         return read_size(path)
     if _looks_like_path(name):
@@ -152,7 +152,7 @@ def read_size(path: str | Path) -> Size:
     Raises:
         ConfigurationError: the file is absent, is not JSON, or lacks a figure that has no usual value.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     if path.is_dir():
         path = path / "config.json"
     try:
@@ -182,7 +182,7 @@ def read_size(path: str | Path) -> Size:
 
 
 def _looks_like_path(name: str) -> bool:
-    return "/" in name or name.startswith(("~", ".")) or name.endswith(".json")
+    return "/" in name or name.startswith(".") or name.endswith(".json")
 
 
 def _listing() -> str:

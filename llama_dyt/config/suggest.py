@@ -10,10 +10,21 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word most like `word` (letter case ignored), or None when nothing is much like it."""
-    by_lower_case = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.5)
-    return by_lower_case[close[0]] if close else None
+    """The known word most like `word` (letter case, dashes and underscores ignored), or None when nothing is."""
+    best = max(known, key=lambda name: _likeness(word, name), default=None)
+    return best if best is not None and _likeness(word, best) >= 0.6 else None
+
+
+def _likeness(word: str, name: str) -> float:
+    """From 0 to 1. The beginning of a name counts nearly as the whole, so that `--wormup` finds `--warmup_steps`."""
+    asked, parts = _plain(word).split("_"), _plain(name).split("_")
+    whole = difflib.SequenceMatcher(None, "_".join(asked), "_".join(parts)).ratio()
+    start = difflib.SequenceMatcher(None, "_".join(asked), "_".join(parts[: len(asked)])).ratio()
+    return max(whole, start - 0.1)
+
+
+def _plain(name: str) -> str:
+    return name.lower().lstrip("-").replace("-", "_")
 
 
 def unknown(what: str, word: str, known: Iterable[str], *, listed: bool = True) -> str:

@@ -49,8 +49,8 @@ def load_mapping(source: str | Path) -> tuple[dict[str, Any], str]:
 
     where = f"{source}: " if isinstance(source, Path) else ""
     try:
-        text = source.expanduser().read_text(encoding="utf-8") if isinstance(source, Path) else source
-        mapping = yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        mapping = yaml.load(text, Loader=Loader)
     except OSError as error:
         raise ConfigurationError(f"--config_file {source}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:

@@ -1,0 +1,189 @@
+"""From a command line and a YAML to a run: argparse built from the settings' fields, all mistakes told together.
+
+Its own file because it is the only one that knows argparse. argparse stops at the first mistake, so it is asked only to
+take the line apart; values are converted here, which lets every problem of a run be reported in one go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_dyt.config.check import collect_problems
+from llama_dyt.config.options import Kind, Option
+from llama_dyt.config.run import RunConfig, all_options, grouped_options, groups_of
+from llama_dyt.config.suggest import unknown
+from llama_dyt.config.yaml_file import canonical_values, load_mapping
+from llama_dyt.errors import ConfigurationError
+
+_NO_VALUE = object()
+"""What stands for the value of a flag that needs one and was given none."""
+
+_WHAT = {
+    "pretrain": "Pretrain a LLaMA with Dynamic Tanh on a Colossal-AI booster.",
+    "finetune": "Fine-tune a model on prompts and completions, on a Colossal-AI booster.",
+    "benchmark": "Measure training throughput on synthetic data: memory, samples a second, TFLOPS a device.",
+}
+
+
+def parse(
+    kind: Kind, argv: Sequence[str] | None = None, *, world_size: int | None = None, device: str | None = None
+) -> RunConfig:
+    """The run that a command line asks for. `--help` prints and raises SystemExit(0), as argparse does.
+
+    Args:
+        kind: the entry.
+        argv: the words after the program's name; None takes `sys.argv`.
+        world_size, device: passed on to `check.collect_problems`; None leaves out what depends on them.
+
+    Raises:
+        ConfigurationError: all that is wrong with it, one problem a line.
+    """
+    run, problems = read(kind, argv)
+    problems += [problem for problem in collect_problems(run, world_size, device) if problem not in problems]
+    if problems:
+        raise ConfigurationError(problems)
+    return run
+
+
+def read(kind: Kind, argv: Sequence[str] | None = None) -> tuple[RunConfig, list[str]]:
+    """(run, problems) of a command line without judging the values: a flag that cannot be read has its default."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options = {opt.name: opt for opt in all_options(kind)}
+    argv, problems = _long_names_with_two_dashes(argv, options)
+    try:
+        given, extra = build_parser(kind).parse_known_args(argv)
+    except ConfigurationError as error:
+        return RunConfig.settled(kind, {}), problems + error.problems
+    problems += _unknown_problems(kind, extra)
+    from_flags: dict[str, Any] = {}
+    for name, text in vars(given).items():
+        try:
+            from_flags[name] = options[name].convert(None if text is _NO_VALUE else text)
+            if text is _NO_VALUE:
+                raise ValueError("needs a value")
+        except ValueError as error:
+            problems.append(f"{options[name].flag}: {error}")
+    from_file: dict[str, Any] = {}
+    if from_flags.get("config_file"):
+        try:
+            mapping, where = load_mapping(Path(from_flags["config_file"]).expanduser())
+            from_file, in_file = canonical_values(mapping, options.values(), where, kind)
+            problems += in_file
+        except ConfigurationError as error:
+            problems += error.problems
+    return RunConfig.settled(kind, {**from_file, **from_flags}), problems
+
+
+def build_parser(kind: Kind) -> argparse.ArgumentParser:
+    """The entry's argparse parser. Values are left as texts; flags that were not given are absent from the result."""
+    parser = _Parser(
+        prog=f"{kind}.py",
+        usage=f"{kind}.py [flags]",
+        description=_WHAT[kind],
+        epilog="Hyphens may stand for underscores in a flag. Every flag can be a key of a YAML given by --config_file.",
+        formatter_class=_Formatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    titles = {}
+    for group, opt in grouped_options(kind):
+        if group not in titles:
+            titles[group] = parser.add_argument_group(group, groups_of()[group].__doc__)
+        _add(titles[group], opt, kind)
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, opt: Option, kind: Kind) -> None:
+    is_switch = opt.value_type is bool
+    metavar = opt.metavar or ("|".join(opt.choices) if opt.choices else opt.value_type.__name__.upper())
+    common = {
+        "dest": opt.name,
+        "nargs": "?",
+        "const": "true" if is_switch else _NO_VALUE,
+        "metavar": None if is_switch else metavar,
+    }
+    shown = [opt.short[kind]] if kind in opt.short else []
+    group.add_argument(*shown, opt.flag, help=_help(opt, kind), **common)
+    # The other spellings are separate arguments without help, so that --help shows each flag once.
+    names = [opt.name, *opt.spellings]
+    spelled = {f"--{name}" for name in names} | {f"--{name.replace('_', '-')}" for name in names}
+    hidden = sorted(spelled - {opt.flag})
+    if hidden:
+        group.add_argument(*hidden, help=argparse.SUPPRESS, **common)
+    if is_switch:
+        # A switch that a YAML turned on, or that is on by default, can be turned off.
+        off = sorted(f"--no{dash}{flag[2:]}" for flag in spelled | {opt.flag} for dash in "-_")
+        group.add_argument(*off, dest=opt.name, action="store_const", const="false", help=argparse.SUPPRESS)
+
+
+def _help(opt: Option, kind: Kind) -> str:
+    default = opt.default[kind]
+    text = opt.help
+    if opt.value_type is bool:
+        text += f" (default: on; --no-{opt.name} turns it off)" if default else ""
+    elif default is not None:
+        text += f" (default: {default})"
+    if opt.spellings:
+        text += f" Also {', '.join(f'--{name}' for name in opt.spellings)}."
+    return text.replace("%", "%%")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises in place of printing usage and exiting, so that the entries report all errors in one way."""
+
+    def error(self, message: str):
+        raise ConfigurationError(f"{message} (see {self.prog} --help)")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Shows `--lr FLOAT`, not `--lr [FLOAT]`: that a value may be absent is only so that its absence can be told."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return "" if action.const == "true" else (action.metavar or default_metavar)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        value = self._format_args(action, "") if action.nargs != 0 else ""
+        return f"{', '.join(action.option_strings)} {value}".rstrip()
+
+
+def _long_names_with_two_dashes(argv: list[str], options: dict[str, Option]) -> tuple[list[str], list[str]]:
+    """argparse reads `-lr 3e-4` as `-l r`: a long name with one dash is a mistake of its own, told here."""
+    long_names = {name for opt in options.values() for name in (opt.name, *opt.spellings)}
+    respelled, problems = [], []
+    for word in argv:
+        name = re.match(r"-([A-Za-z_]\w+)(=|$)", word)
+        if name and name[1] in long_names:
+            problems.append(f"unknown flag '-{name[1]}': did you mean '--{name[1]}'?")
+            word = f"-{word}"
+        respelled.append(word)
+    return respelled, problems
+
+
+def _unknown_problems(kind: Kind, extra: list[str]) -> list[str]:
+    known = [spelling for opt in all_options(kind) for spelling in (opt.name, *opt.spellings)]
+    elsewhere = {name: opt.entries for opt in all_options() for name in (opt.name, *opt.spellings)}
+    problems: list[str] = []
+    after_unknown_flag = False
+    for word in extra:
+        if not word.startswith("-") or re.fullmatch(r"-[\d.]+(e[-+]?\d+)?", word):
+            if not after_unknown_flag:
+                problems.append(f"unexpected {word!r}: there is no flag before it that takes a value (see --help)")
+            continue
+        after_unknown_flag = True
+        flag = word.split("=")[0]
+        name = flag.lstrip("-").replace("-", "_")
+        if name in elsewhere and kind not in elsewhere[name]:
+            problems.append(f"{flag} is a flag of {' and '.join(f'{e}.py' for e in elsewhere[name])}, not of {kind}.py")
+        elif flag.startswith("--"):
+            problems.append(unknown("flag", flag, [f"--{spelling}" for spelling in known], listed=False))
+        else:
+            problems.append(f"unknown flag {flag!r} (see {kind}.py --help)")
+    return problems
