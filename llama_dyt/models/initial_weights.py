@@ -1,0 +1,103 @@
+"""The weights a model starts from, each a function of (seed, parameter name) and nothing else.
+
+Its own file because a sharded initialisation needs them without a model: any range of any parameter can be drawn
+alone, so a rank fills its own slice, and every layout starts from the same model.
+
+The distribution is the authors': every projection, the embedding and the head from a normal of mean 0 and std 0.02
+(`initializer_range`), truncated; no scaling with depth; norm weights 1; biases 0; alphas from the config; the
+embedding scale sqrt(hidden_size). Their `trunc_normal_(std=0.02)` leaves torch's bounds of -2 and 2, which are
+absolute: 100 standard deviations, so the truncation exists but is never felt. It is kept as they have it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from llama_dyt.models.configuration_llama_dyt import ALPHA_FIELDS, LlamaDytConfig
+
+TRUNCATION = 2.0
+
+# Elements that share one generator. A slice is drawn from the blocks it touches, and blocks are drawn in parallel: one
+# generator a parameter would make a rank draw a whole 70B to keep its part. Changing this changes every model.
+BLOCK_ELEMENTS = 2**22
+
+
+def constant_of(name: str, config: LlamaDytConfig) -> float | None:
+    """The value that fills the parameter `name`, or None where it is drawn at random."""
+    *_, owner, kind = ("", *name.split("."))
+    if owner in ALPHA_FIELDS:
+        return {"alpha": getattr(config, ALPHA_FIELDS[owner]), "weight": 1.0, "bias": 0.0}[kind]
+    if owner == "embed_tokens" and kind == "scale":
+        return math.sqrt(config.hidden_size)
+    return 0.0 if kind == "bias" else None
+
+
+def initial_range(
+    name: str, shape: Sequence[int], config: LlamaDytConfig, seed: int, start: int = 0, stop: int | None = None
+) -> Tensor:
+    """Elements [start, stop) of the flattened parameter `name`, in fp32 on the CPU.
+
+    Args:
+        name: the full name, as in the causal LM's state dict.
+        shape: of the whole parameter, not of the slice.
+        seed: of the run. `stop` None: to the end.
+    """
+    numel = math.prod(shape)
+    stop = numel if stop is None else stop
+    constant = constant_of(name, config)
+    if constant is not None:
+        return torch.full((stop - start,), constant, dtype=torch.float32, device="cpu")
+    values = torch.empty(stop - start, dtype=torch.float32, device="cpu")
+
+    def fill(block: int) -> None:
+        block_start = block * BLOCK_ELEMENTS
+        block_stop = min(block_start + BLOCK_ELEMENTS, numel)
+        first, last = max(block_start, start), min(block_stop, stop)
+        whole = (first, last) == (block_start, block_stop)
+        drawn = values[first - start : last - start] if whole else values.new_empty(block_stop - block_start)
+        _truncated_normal_(drawn, config.initializer_range, _generator(seed, name, block))
+        if not whole:
+            values[first - start : last - start] = drawn[first - block_start : last - block_start]
+
+    blocks = range(start // BLOCK_ELEMENTS, -(-stop // BLOCK_ELEMENTS))
+    if len(blocks) > 1:
+        # normal_ runs in one thread and lets go of the interpreter's lock.
+        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+            list(pool.map(fill, blocks))
+    elif blocks:
+        fill(blocks[0])
+    return values
+
+
+def initial_tensor(name: str, shape: Sequence[int], config: LlamaDytConfig, seed: int) -> Tensor:
+    """The whole parameter `name`, of `shape`, in fp32 on the CPU."""
+    return initial_range(name, shape, config, seed).view(*shape)
+
+
+def draw_seed() -> int:
+    """A seed from torch's global generator: what a model uses that was given none."""
+    return int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
+
+
+def _generator(seed: int, name: str, block: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}:{block}".encode()).digest()
+    generator = torch.Generator(device="cpu")
+    generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return generator
+
+
+def _truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill with a normal of mean 0, values beyond ±TRUNCATION drawn anew.
+
+    Not torch's `trunc_normal_`, which draws other numbers for one seed from one release of torch to the next.
+    """
+    tensor.normal_(0.0, std, generator=generator)
+    while tensor.numel() and max(-tensor.amin(), tensor.amax()) > TRUNCATION:
+        outside = tensor.abs() > TRUNCATION
+        tensor[outside] = torch.empty(int(outside.sum()), device="cpu").normal_(0.0, std, generator=generator)
