@@ -1,0 +1,171 @@
+"""`-d sample`: a corpus of real text built at once from what the Python interpreter ships, with a tokenizer of its own.
+
+Its own file because it makes data instead of reading it. Source code of the standard library and the topics of `help()`,
+in RedPajama's form: JSON lines with `text` and `meta`. Nothing is downloaded; the same interpreter gives the same corpus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sysconfig
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_dyt.errors import DataError
+
+BUILDER_VERSION = 1
+VOCAB_SIZE = 4096
+_VALIDATION_PER_MILLE = 40
+_TOKENIZER_CHARACTERS = 4_000_000  # seen by the tokenizer's training; more makes it slower, not better, at this size
+_LEAST_CHARACTERS = 500_000
+# Not text to learn from: tests, bundled programs, tables of code points, and files that differ from machine to machine.
+_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "site-packages", "dist-packages", "encodings", "pydoc_data"}
+_LEFT_OUT_PREFIXES = ("_sysconfigdata", "config-")
+
+
+@dataclass(frozen=True)
+class SampleCorpus:
+    """Where the built corpus lies.
+
+    Attributes:
+        train_glob: pattern of the training files (JSON lines).
+        validation_file: held-out documents, none of which is in training.
+        tokenizer_folder: HuggingFace tokenizer of VOCAB_SIZE pieces, trained on the training documents.
+    """
+
+    folder: Path
+    train_glob: str
+    validation_file: str
+    tokenizer_folder: str
+
+
+def build_sample_corpus(folder: str | os.PathLike = "data/sample") -> SampleCorpus:
+    """Builds the corpus below `folder`, or returns the one built before.
+
+    Any number of processes may call this at once: one builds (aside, then renamed), the others wait. A changed builder
+    or another Python version builds beside the old one.
+
+    Raises:
+        DataError: the folder cannot be written, or this interpreter ships no sources.
+    """
+    target = Path(folder) / f"v{BUILDER_VERSION}-python{platform.python_version()}"
+    corpus = SampleCorpus(
+        target,
+        train_glob=str(target / "train" / "*.jsonl"),
+        validation_file=str(target / "validation" / "validation.jsonl"),
+        tokenizer_folder=str(target / "tokenizer"),
+    )
+    if target.is_dir():
+        return corpus
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target.with_name(f".{target.name}.lock")):
+            if not target.is_dir():
+                _build_aside(target)
+    except OSError as error:
+        raise DataError(
+            f"the sample corpus cannot be built in {folder} ({error.strerror or error}); "
+            "run from a folder that can be written and has 50 MB free"
+        ) from error
+    return corpus
+
+
+def sample_documents() -> Iterator[dict]:
+    """The corpus' documents in a fixed order, each {"text": ..., "meta": {...}}; no text comes twice."""
+    seen: set[bytes] = set()
+    documents = []
+    for meta, text in [*_library_sources(), *_help_topics()]:
+        digest = hashlib.sha256(text.encode()).digest()
+        if text.strip() and digest not in seen:
+            seen.add(digest)
+            documents.append((digest, {"text": text, "meta": meta}))
+    # By hash, so that neighbours are unrelated and any stretch of the stream looks like the whole.
+    yield from (document for _, document in sorted(documents, key=lambda pair: pair[0]))
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a document belongs to validation: decided by its own hash, whatever else is in the corpus."""
+    return (
+        int.from_bytes(hashlib.sha256(b"validation" + text.encode()).digest()[:4], "big") % 1000 < _VALIDATION_PER_MILLE
+    )
+
+
+def _library_sources() -> Iterator[tuple[dict, str]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
+        name = path.relative_to(root)
+        if _LEFT_OUT.intersection(name.parts) or any(part.startswith(_LEFT_OUT_PREFIXES) for part in name.parts):
+            continue
+        with contextlib.suppress(UnicodeDecodeError, OSError):  # a file in another encoding is no loss
+            yield {"source": "python-library", "path": name.as_posix()}, path.read_text(encoding="utf-8")
+
+
+def _help_topics() -> Iterator[tuple[dict, str]]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions package it apart
+        return
+    for topic in sorted(topics):
+        yield {"source": "python-help", "topic": topic}, topics[topic]
+
+
+def _build_aside(target: Path) -> None:
+    from llama_dyt.data.tokenizer import train_sentencepiece
+
+    documents = list(sample_documents())
+    if sum(len(document["text"]) for document in documents) < _LEAST_CHARACTERS:
+        raise DataError(
+            "this Python ships too few of its own sources to build the sample corpus; "
+            "install the full standard library, or give another dataset with -d"
+        )
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        train = [document for document in documents if not is_held_out(document["text"])]
+        held_out = [document for document in documents if is_held_out(document["text"])]
+        _write_lines(aside / "train" / "sample.jsonl", train)
+        _write_lines(aside / "validation" / "validation.jsonl", held_out)
+        train_sentencepiece(_first_characters(train), aside / "tokenizer", VOCAB_SIZE)
+        try:
+            os.rename(aside, target)
+        except OSError:
+            if not target.is_dir():  # where locks do not reach (some network file systems) another builder was first
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _first_characters(documents: list[dict]) -> Iterator[str]:
+    total = 0
+    for document in documents:
+        yield document["text"]
+        total += len(document["text"])
+        if total > _TOKENIZER_CHARACTERS:
+            return
+
+
+def _write_lines(path: Path, documents: list[dict]) -> None:
+    path.parent.mkdir(parents=True)
+    with open(path, "w", encoding="utf-8") as file:
+        for document in documents:
+            file.write(json.dumps(document, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Holds an advisory lock, which the system frees even when the holder is killed; without locks, goes on without."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
