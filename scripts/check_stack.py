@@ -16,3 +16,13 @@ import torch
 import torch.utils.tensorboard  # noqa: F401
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
+
+import llama_dyt.boosters.compat  # noqa: F401  (imports colossalai, with its adaptation to this torch)
+import llama_dyt.config.cli  # noqa: F401
+import llama_dyt.models  # noqa: F401
+
+import colossalai
+import colossalai.cli.launcher  # noqa: F401  (`colossalai run`)
+
+device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU only"
+print(f"torch {torch.__version__}, transformers {transformers.__version__}, colossalai {colossalai.__version__}, {device}")

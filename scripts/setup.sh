@@ -140,7 +140,7 @@ check_stack() {
   local log="$VENV/setup.log"
   env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -W ignore scripts/check_stack.py >"$log" 2>&1 ||
     fail "the installed stack does not import: $(tail -n 1 "$log"); see $log"
-  tail -n 1 "$log"
+  say "$(tail -n 1 "$log")"
 }
 
 # Two set-ups of one environment at once would spoil it.

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# LLaMA-2 70B under Gemini: parameters, gradients and optimizer states sharded over all ranks, nothing offloaded.
+#
+#   bash gemini.sh [flags of benchmark.py]    hosts.txt, CONFIG, NPROC, BATCH and LENGTH: see ../benchmark_common.sh
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../benchmark_common.sh"
+
+run_benchmark 70b 8 --plugin gemini --gradient_checkpoint "$@"

@@ -1,0 +1,37 @@
+# What the scripts share: the environment they run in. Sourced, never run.
+
+# Puts .venv first on PATH, so that `colossalai run` and torchrun start the Python that setup.sh made.
+use_environment() { # REPOSITORY
+  local venv="${VENV:-.venv}"
+  case "$venv" in /*) ;; *) venv="$1/$venv" ;; esac
+  if [ -x "$venv/bin/python" ]; then
+    export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
+  elif ! python -c 'import colossalai' 2>/dev/null; then
+    echo "error: no environment at $venv and no colossalai in $(command -v python || echo 'any python'); run: bash scripts/setup.sh" >&2
+    exit 1
+  fi
+}
+
+count_gpus() { # prints how many NVIDIA GPUs this machine shows, honouring CUDA_VISIBLE_DEVICES
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    echo "$CUDA_VISIBLE_DEVICES" | awk -F, '{print ($1 == "-1" ? 0 : NF)}'
+  elif command -v nvidia-smi >/dev/null; then
+    nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true
+  else
+    echo 0
+  fi
+}
+
+# glibc gives every large buffer back to the kernel and faults it in again page by page, which can cost a CPU run more
+# than the arithmetic of its elementwise steps; this tells it to keep them.
+keep_large_buffers() {
+  export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
+  export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
+}
+
+# Threads a process: the cores shared out, unless the user has said how many.
+share_cores() { # PROCESSES
+  local cores
+  cores="$(nproc)"
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / $1 > 0 ? cores / $1 : 1))}"
+}
