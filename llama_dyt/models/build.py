@@ -160,9 +160,9 @@ def _override(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     overrides = dict(overrides)
     heads = overrides.get("num_attention_heads")
     own_heads = values["num_attention_heads"]
-    if heads is not None and "num_key_value_heads" not in overrides:
-        if values.get("num_key_value_heads") in (None, own_heads):
-            overrides["num_key_value_heads"] = heads
+    every_head_its_own_keys = values.get("num_key_value_heads") in (None, own_heads)
+    if heads is not None and "num_key_value_heads" not in overrides and every_head_its_own_keys:
+        overrides["num_key_value_heads"] = heads
     if ("hidden_size" in overrides or heads is not None) and "head_dim" not in overrides:
         values.pop("head_dim", None)
     if (theta := overrides.pop("rope_theta", None)) is not None:

@@ -85,7 +85,7 @@ def read_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], Path]]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():
+                for name in tensors.keys():  # noqa: SIM118 (it is no dict and has no __iter__)
                     shapes[name] = (tuple(tensors.get_slice(name).get_shape()), file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
@@ -127,13 +127,12 @@ def _compare(
         surplus = [name for name in surplus if not _of_dyt_alone(name)]
     if config.tie_word_embeddings:
         surplus = [name for name in surplus if name not in tied]
-    for problem, names in (("lacks", missing), ("has no place for", surplus)):
+    for problem, names in (("the checkpoint lacks", missing), ("the model has no place for", surplus)):
         if names:
             rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            subject = "the checkpoint lacks" if problem == "lacks" else "the model has no place for"
             raise CheckpointError(
-                f"{path}: {subject} {names[0]}{rest}; config.json and the weights are not of one model (layers, biases, "
-                "norm or embedding scale differ)"
+                f"{path}: {problem} {names[0]}{rest}; config.json and the weights are not of one model (layers, "
+                "biases, norm or embedding scale differ)"
             )
 
 
