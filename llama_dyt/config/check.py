@@ -221,14 +221,16 @@ def _layout_problems(run: RunConfig, size: Size | None, world_size: int | None) 
             f"process{'es' if world_size > 1 else ''}; launch a multiple of {ranks}, or make --tp or --pp smaller"
         )
     if booster.pp > 1:
-        micro = booster.micro_batch_size
+        micro, steps = booster.micro_batch_size, run.optimizer.gradient_accumulation_steps
+        # All batches of an optimizer step go through the pipeline as one schedule.
+        count = batch_size * steps // micro
         if batch_size % micro:
             yield f"--batch_size {batch_size} is not divisible by --mbs {micro}; give a multiple of {micro}"
-        elif batch_size // micro < booster.pp:
+        elif count < booster.pp:
             # OneForwardOneBackwardSchedule.load_batch asserts it: fewer would leave stages without work.
             yield (
-                f"--batch_size {batch_size} in micro batches of --mbs {micro} makes {batch_size // micro} for --pp "
-                f"{booster.pp} stages, which need one each; give --batch_size {micro * booster.pp} or more"
+                f"--batch_size {batch_size} times --gradient_accumulation_steps {steps} in micro batches of {micro} "
+                f"makes {count}, fewer than the --pp {booster.pp} stages; make it {booster.pp} or more"
             )
     if size is None:
         return
