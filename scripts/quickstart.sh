@@ -84,4 +84,4 @@ fi
 echo
 echo "Lines it writes by itself after each prompt (python generate.py --model_path $SAVE_DIR --prompt …):"
 python generate.py --model_path "$SAVE_DIR" --max_new_tokens 48 --temperature 0.7 \
-  --prompt "The " --prompt "Return " --prompt "If the "
+  --prompt "def " --prompt "class " --prompt "The "
