@@ -1,0 +1,150 @@
+"""A boosted run: one object with the same few methods whatever plugin is behind it.
+
+The trainer drives only this. The single place where pipeline and non-pipeline boosters differ is `forward_backward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from colossalai.accelerator import get_accelerator
+from colossalai.booster import Booster
+from colossalai.nn.optimizer import HybridAdam
+from colossalai.zero import LowLevelZeroOptimizer
+from torch import nn
+
+from llama_dyt.config.run import RunConfig
+from llama_dyt.models.families import FAMILIES
+
+from .grid import Grid, grid_of
+from .interface import StepBatch, StepResult, TrainingState
+from .pipeline import micro_batch_loss
+from .plugins import build_plugin
+from .scaler import LossScaler
+from .state import ShardedState
+
+
+class Boosted:
+    """Model and optimizer under a Colossal-AI plugin.
+
+    Attributes:
+        model: the engine's wrapper, callable.
+        module: the HuggingFace module inside it (its parameters may be cut, freed or held by other stages).
+        grid: this process's coordinates.
+        scaler: the fp16 loss scaler.
+        state: whole tensors by name, for checkpoints.
+    """
+
+    def __init__(self, run: RunConfig, model: nn.Module, parameter_groups: list[dict[str, Any]]) -> None:
+        """Boost a whole fp32 model on the host. The process group must exist (`launch`).
+
+        Args:
+            run: the resolved run.
+            model: the same weights on every rank.
+            parameter_groups: as for a torch optimizer: dicts with "params" and "weight_decay".
+        """
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.run = run
+        self.plugin = build_plugin(
+            run, FAMILIES[model.config.model_type], num_parameters=sum(s.numel() for s in shapes.values())
+        )
+        self.grid: Grid = grid_of(self.plugin)
+        self.device = get_accelerator().get_current_device()
+        optimizer = HybridAdam(parameter_groups, lr=run.optimizer.lr, betas=(0.9, 0.95), eps=1e-8)
+        self._booster = Booster(plugin=self.plugin)
+        self.model, self.optimizer, *_ = self._booster.boost(model, optimizer)
+        self.module: nn.Module = self.model.unwrap()
+        self.scaler = LossScaler(self.optimizer)
+        self.state: TrainingState = self._make_state(shapes)
+        self.model.train()
+
+    def _make_state(self, shapes: dict[str, torch.Size]) -> TrainingState:
+        if self.run.booster.plugin.startswith("gemini"):
+            from .gemini import GeminiState
+
+            return GeminiState(self.model, self.optimizer, self.scaler)
+        return ShardedState(self.module, self.optimizer, self.grid, shapes, self.scaler)
+
+    # --- one step ------------------------------------------------------------------------------------------------
+
+    def forward_backward(self, step: StepBatch) -> torch.Tensor:
+        """Forward and backward over every micro batch of one optimizer step.
+
+        Each micro batch's loss is its summed token loss over the label tokens of the *global* batch, so that every
+        token weighs the same however tokens and padding fall on ranks and micro batches. The engine averages over
+        data-parallel ranks, hence the factor `dp_size`.
+
+        Returns:
+            This rank's share of the global batch's mean token loss: a detached fp32 scalar on the compute device.
+            `sum_over_ranks` of it is the loss.
+        """
+        if self.grid.pp_size > 1:
+            return self._pipeline_forward_backward(step)
+        denominator = step.num_label_tokens / self.grid.dp_size
+        total = torch.zeros((), device=self.device)
+        last = len(step.micro_batches) - 1
+        for index, micro_batch in enumerate(step.micro_batches):
+            inputs = self._to_device(micro_batch)
+            with self._gradient_sync(index == last):
+                loss = self.model(**inputs, use_cache=False, num_items_in_batch=denominator).loss
+                self._booster.backward(loss, self.optimizer)
+            total += loss.detach()
+        return total / self._replicas
+
+    @property
+    def _replicas(self) -> int:
+        """How many ranks report a share of the same loss, times the factor put in for the engine's averaging."""
+        return self.grid.dp_size * self.grid.tp_size
+
+    def _gradient_sync(self, last: bool):
+        """Hold back the gradient reduction until the last micro batch, where the plugin can."""
+        partitioned = isinstance(self.optimizer, LowLevelZeroOptimizer) and self.optimizer._partition_grads
+        if last or partitioned or not self.plugin.support_no_sync():
+            return nullcontext()  # ZeRO-2 and Gemini reduce every micro batch and add up
+        return self._booster.no_sync(self.model, self.optimizer)
+
+    def _pipeline_forward_backward(self, step: StepBatch) -> torch.Tensor:
+        """All micro batches go through the pipeline as one schedule; only the last stage knows the loss."""
+        batch = {
+            key: torch.cat([micro_batch[key] for micro_batch in step.micro_batches]).to(self.device)
+            for key in step.micro_batches[0]
+        }
+        num_micro_batches = len(batch["input_ids"]) // self.run.booster.micro_batch_size
+        denominator = step.num_label_tokens / (self.grid.dp_size * num_micro_batches)
+        outputs = self._booster.execute_pipeline(
+            iter([batch]), self.model, micro_batch_loss(self.module, denominator), self.optimizer, return_loss=True
+        )
+        loss = outputs["loss"] if self.grid.is_last_stage else None
+        return (loss if loss is not None else torch.zeros((), device=self.device)) / self._replicas
+
+    def _to_device(self, micro_batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: tensor.to(self.device, non_blocking=True) for key, tensor in micro_batch.items()}
+
+    def optimizer_step(self) -> StepResult:
+        """Clip, update the weights, clear the gradients. The learning rate is set by `set_learning_rate` before."""
+        self.optimizer.step()
+        skipped = self.scaler.last_step_skipped
+        scale = self.scaler.last_scale if self.scaler.enabled else 1.0
+        norm = None if skipped else float(self.optimizer.get_grad_norm()) / scale
+        self.optimizer.zero_grad()
+        return StepResult(grad_norm=norm, skipped=skipped, loss_scale=scale)
+
+    def set_learning_rate(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+
+def sum_over_ranks(values: Iterable[torch.Tensor | float], device: torch.device) -> list[float]:
+    """Sum of each value over every rank of the run, in one collective; the same floats on all ranks."""
+    packed = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device).reshape(()) for v in values])
+    dist.all_reduce(packed)
+    return packed.tolist()
+
+
+def peak_memory_mb() -> float:
+    """Most memory this process has had on its compute device, in MB of 2**20 bytes; on a CPU, resident memory."""
+    return get_accelerator().max_memory_allocated() / 2**20

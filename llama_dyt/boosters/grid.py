@@ -1,0 +1,58 @@
+"""Where a process stands: its data-parallel, tensor-parallel and pipeline coordinates and the groups they form.
+
+One small value that the data layer (which rows), the trainer (which loss) and the checkpoint (who writes) all read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Coordinates of this process. Groups are None where the axis has size 1 or is the whole world.
+
+    Ranks that differ only in tensor or pipeline coordinate read the same data; ranks that differ in the data-parallel
+    coordinate read different data.
+    """
+
+    dp_rank: int
+    dp_size: int
+    tp_rank: int = 0
+    tp_size: int = 1
+    pp_rank: int = 0
+    pp_size: int = 1
+    tp_group: dist.ProcessGroup | None = None
+    pp_group: dist.ProcessGroup | None = None
+
+    @property
+    def is_writer(self) -> bool:
+        """True on the one process of each pipeline stage that writes this stage's parameters."""
+        return self.dp_rank == 0 and self.tp_rank == 0
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+
+def grid_of(plugin) -> Grid:
+    """The grid a Colossal-AI plugin laid out: its mesh if it has one, else plain data parallelism over the world."""
+    if hasattr(plugin, "pp_axis"):
+        mesh = plugin.pg_mesh
+        return Grid(
+            dp_rank=mesh.coordinate(plugin.dp_axis),
+            dp_size=mesh.size(plugin.dp_axis),
+            tp_rank=mesh.coordinate(plugin.tp_axis),
+            tp_size=mesh.size(plugin.tp_axis),
+            pp_rank=mesh.coordinate(plugin.pp_axis),
+            pp_size=mesh.size(plugin.pp_axis),
+            tp_group=plugin.tp_group if mesh.size(plugin.tp_axis) > 1 else None,
+            pp_group=plugin.pp_group if mesh.size(plugin.pp_axis) > 1 else None,
+        )
+    return Grid(dp_rank=dist.get_rank(), dp_size=dist.get_world_size())

@@ -1,0 +1,76 @@
+"""What the trainer asks of any booster, as types. Free of the engine, so that checkpoints can be inspected without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's two moments, by the names that torch and the engine's HybridAdam give them."""
+
+
+class StepBatch(Protocol):
+    """What one optimizer step of this rank needs (see `data.loader.Step`)."""
+
+    micro_batches: list[dict[str, torch.Tensor]]
+    num_label_tokens: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one optimizer step.
+
+    Attributes:
+        grad_norm: global 2-norm of the whole gradient, before clipping, loss scale removed; None when it overflowed.
+        skipped: True if fp16 gradients overflowed and no weight moved.
+        loss_scale: scale the backward used; 1.0 outside fp16.
+    """
+
+    grad_norm: float | None
+    skipped: bool
+    loss_scale: float
+
+
+class TrainingState(Protocol):
+    """The state of a boosted run as whole fp32 tensors under HuggingFace names: what a checkpoint needs.
+
+    `gather` and `gradients` are collective over the ranks of a pipeline stage: all call them, with the same names in the
+    same order; only the stage's writer gets tensors, the others None.
+    """
+
+    def sizes(self) -> dict[str, int]:
+        """Names of the parameters this rank's pipeline stage holds, in the model's order, and their bytes in fp32."""
+        ...
+
+    def gather(self, names: list[str]) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
+        """Whole fp32 master ("param") and moments of each of `names` on the host, one parameter at a time.
+
+        Moments are zeros before the first optimizer step.
+        """
+        ...
+
+    def scatter(self, read: Callable[[str], dict[str, torch.Tensor]]) -> None:
+        """Fill masters, moments and working weights from whole tensors.
+
+        `read(name)` gives "param" and, where a run is resumed rather than started from weights, the moments. Every rank
+        reads what it holds a part of; no communication.
+        """
+        ...
+
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
+        """Whole fp32 gradient of each held parameter, mean over data-parallel ranks, loss scale removed.
+
+        For tests and diagnosis, between the backward of the last micro batch and the optimizer's step.
+        """
+        ...
+
+    def optimizer_steps(self) -> int:
+        """Adam steps taken so far; skipped ones do not count."""
+        ...
+
+    def set_optimizer_steps(self, steps: int) -> None:
+        """Set Adam's step count, which its bias correction needs; call after `scatter`."""
+        ...

@@ -1,0 +1,65 @@
+"""What a pipeline stage computes: the layers it holds, between the hidden states it receives and those it sends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from llama_dyt.models.families import Family
+
+
+def stage_forward(
+    model: nn.Module,
+    family: Family,
+    stage_manager: Any,
+    input_ids: torch.Tensor,
+    hidden_states: torch.Tensor | None = None,
+    **_: Any,
+) -> dict[str, torch.Tensor]:
+    """Forward of one stage of a causal decoder.
+
+    Args:
+        model: the causal language model, of which only this stage's layers hold tensors.
+        family: where its parts are.
+        stage_manager: the engine's PipelineStageManager, with `stage_indices` set by the policy.
+        input_ids: (B, S) int64; every stage gets the micro batch, only the first embeds it.
+        hidden_states: (B, S, H), what the previous stage sent; None on the first stage.
+
+    Returns:
+        {"hidden_states": (B, S, H)} to send on, or {"logits": (B, S, vocabulary or this rank's slice)} on the last stage.
+
+    No attention mask crosses the stages: batches are packed or padded on the right, where causal attention needs none.
+    """
+    decoder = getattr(model, family.decoder)
+    if stage_manager.is_first_stage():
+        hidden_states = getattr(decoder, family.embedding)(input_ids)
+    position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device).unsqueeze(0)
+    position_embeddings = getattr(decoder, family.rotary)(hidden_states, position_ids)
+    start, end = stage_manager.stage_indices
+    for layer in getattr(decoder, family.layers)[start:end]:
+        hidden_states = layer(
+            hidden_states, attention_mask=None, position_ids=position_ids, position_embeddings=position_embeddings
+        )
+    if not stage_manager.is_last_stage():
+        return {"hidden_states": hidden_states}
+    hidden_states = getattr(decoder, family.final_norm)(hidden_states)
+    return {"logits": getattr(model, family.head)(hidden_states)}
+
+
+def micro_batch_loss(model: nn.Module, num_items_in_batch: float):
+    """The criterion of the engine's schedule: (outputs, micro batch) → fp32 loss of one micro batch.
+
+    The schedule divides each micro batch's loss by their number, so `num_items_in_batch` must be the label tokens of the
+    global batch divided by (data-parallel size × number of micro batches).
+    """
+
+    def criterion(outputs: dict[str, torch.Tensor], micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model.loss_function(
+            logits=outputs["logits"],
+            labels=micro_batch["labels"],
+            num_items_in_batch=num_items_in_batch,
+        )
+
+    return criterion

@@ -1,0 +1,81 @@
+"""The registry of booster plugins: a run's settings → a Colossal-AI plugin of the installed engine.
+
+What each plugin can do stands in `config/capabilities.py`, which refused impossible settings before this is reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from colossalai.booster.plugin import HybridParallelPlugin, LowLevelZeroPlugin
+from colossalai.booster.plugin.plugin_base import Plugin
+
+from llama_dyt.config.capabilities import zero_stage
+from llama_dyt.config.run import RunConfig
+from llama_dyt.models.families import Family
+
+from .launch import device_type
+from .scaler import INITIAL_SCALE
+
+NO_CLIPPING = 1e30
+"""Bound passed when clipping is off: the engine's hybrid and Gemini optimizers compute a grad norm only under a bound."""
+
+
+def max_norm(run: RunConfig) -> float:
+    """The clipping bound to hand to the engine, never 0."""
+    return run.optimizer.gradient_clipping or NO_CLIPPING
+
+
+def _zero2(run: RunConfig, family: Family, num_parameters: int, cpu_offload: bool = False) -> Plugin:
+    return LowLevelZeroPlugin(
+        stage=2,
+        precision=run.booster.mixed_precision,
+        initial_scale=INITIAL_SCALE,
+        max_norm=max_norm(run),
+        cpu_offload=cpu_offload,
+    )
+
+
+def _zero2_cpu(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
+    return _zero2(run, family, num_parameters, cpu_offload=True)
+
+
+def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
+    from .policy import DecoderPolicy
+
+    settings = run.booster
+    return HybridParallelPlugin(
+        tp_size=settings.tp,
+        pp_size=settings.pp,
+        zero_stage=zero_stage(settings.plugin, device_type(), settings.zero),
+        precision=settings.mixed_precision,
+        microbatch_size=settings.micro_batch_size if settings.pp > 1 else None,
+        initial_scale=INITIAL_SCALE,
+        max_norm=max_norm(run),
+        custom_policy=DecoderPolicy(family),
+        overlap_p2p=False,  # interleaved stages over gloo hang with it
+    )
+
+
+def _gemini(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
+    from .gemini import build_gemini
+
+    return build_gemini(run, num_parameters, max_norm=max_norm(run))
+
+
+PLUGINS: dict[str, Callable[[RunConfig, Family, int], Plugin]] = {
+    "gemini": _gemini,
+    "gemini_auto": _gemini,
+    "zero2": _zero2,
+    "zero2_cpu": _zero2_cpu,
+    "hybrid_parallel": _hybrid_parallel,
+}
+
+
+def build_plugin(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
+    """Make the plugin named by the run; the process group must exist.
+
+    Args:
+        num_parameters: of the whole model; Gemini sizes its chunks by it.
+    """
+    return PLUGINS[run.booster.plugin](run, family, num_parameters)

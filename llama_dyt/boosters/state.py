@@ -1,0 +1,158 @@
+"""The state of a boosted run as whole fp32 tensors under HuggingFace names, for the ZeRO and hybrid optimizers.
+
+The engine's own checkpoints hold half-precision weights and overwrite the fp32 masters with them on load, so a resumed
+run differs. Here the masters and moments themselves are gathered to, and filled from, whole tensors: a checkpoint is
+exact, and the same whichever layout wrote it. Gemini's counterpart is `gemini.GeminiState`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from colossalai.amp.naive_amp.mixed_precision_optimizer import MixedPrecisionOptimizer
+from colossalai.tensor.d_tensor.api import get_sharding_spec, is_distributed_tensor
+from colossalai.zero import LowLevelZeroOptimizer
+from torch import nn
+
+from .grid import Grid
+from .interface import MOMENTS
+from .scaler import LossScaler
+
+
+class ShardedState:
+    """`TrainingState` of LowLevelZeroOptimizer and HybridParallel{Naive,AMP,Zero}Optimizer.
+
+    A parameter may be cut along one dimension over the tensor-parallel group (and padded there, for a vocabulary), its
+    master and moments flattened, padded and cut again over the data-parallel group by ZeRO, and held by one pipeline
+    stage alone.
+    """
+
+    def __init__(
+        self, module: nn.Module, optimizer: Any, grid: Grid, shapes: dict[str, torch.Size], scaler: LossScaler
+    ):
+        """`shapes`: name → whole shape, taken from the model before it was boosted; also the order of the names."""
+        self._optimizer = optimizer
+        self._grid = grid
+        self._shapes = shapes
+        self._scaler = scaler
+        local = {name: parameter for name, parameter in module.named_parameters() if name in shapes}
+        self._parameters = {name: local[name] for name in shapes if name in local}
+
+    def sizes(self) -> dict[str, int]:
+        return {name: 4 * self._shapes[name].numel() for name in self._parameters}
+
+    # --- where a parameter's master and moments live -------------------------------------------------------------
+
+    def _master(self, parameter: nn.Parameter) -> torch.Tensor:
+        optimizer = self._optimizer
+        if isinstance(optimizer, LowLevelZeroOptimizer):
+            return optimizer.working_to_master_param[id(parameter)]
+        if isinstance(optimizer, MixedPrecisionOptimizer):
+            return optimizer.working_to_master_map[parameter]
+        return parameter
+
+    def _data_group(self, parameter: nn.Parameter) -> Any:
+        """The group over which ZeRO cut this parameter's master; None where it is whole."""
+        if isinstance(self._optimizer, LowLevelZeroOptimizer):
+            return self._optimizer.param_to_pg[parameter]
+        return None
+
+    def _whole(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's part of a parameter-shaped fp32 tensor → the whole of it, on the host. Collective."""
+        parameter = self._parameters[name]
+        group = self._data_group(parameter)
+        device = parameter.device
+        tensor = tensor.detach()
+        if group is not None:
+            part = tensor.to(device).flatten().contiguous()
+            flat = torch.empty(part.numel() * dist.get_world_size(group), dtype=part.dtype, device=device)
+            dist.all_gather_into_tensor(flat, part, group=group)
+            tensor = flat[: parameter.numel()].view(parameter.shape)
+        return self._join_tensor_parallel(name, tensor)
+
+    def _join_tensor_parallel(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        dimension = _cut_dimension(self._parameters[name])
+        if dimension is not None:
+            parts = [torch.empty_like(tensor) for _ in range(self._grid.tp_size)]
+            dist.all_gather(parts, tensor.contiguous(), group=self._grid.tp_group)
+            tensor = torch.cat(parts, dim=dimension)
+            tensor = tensor.narrow(dimension, 0, self._shapes[name][dimension])  # drop the vocabulary's padding
+        return tensor.cpu().clone()
+
+    def _part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """The tensor-parallel part of a whole tensor that this rank holds."""
+        parameter = self._parameters[name]
+        dimension = _cut_dimension(parameter)
+        if dimension is None:
+            return whole.view(parameter.shape)
+        size = parameter.shape[dimension]
+        start = size * self._grid.tp_rank
+        available = max(0, min(size, whole.shape[dimension] - start))
+        part = torch.zeros(parameter.shape, dtype=whole.dtype)
+        if available:
+            part.narrow(dimension, 0, available).copy_(whole.narrow(dimension, start, available))
+        return part
+
+    def _master_part(self, name: str, part: torch.Tensor) -> torch.Tensor:
+        """ZeRO's flat slice of a tensor-parallel part; the part itself where ZeRO does not cut."""
+        group = self._data_group(self._parameters[name])
+        if group is None:
+            return part
+        world, rank = dist.get_world_size(group), dist.get_rank(group)
+        flat = part.flatten()
+        padding = -flat.numel() % world
+        return nn.functional.pad(flat, (0, padding)).chunk(world)[rank]
+
+    # --- the interface -------------------------------------------------------------------------------------------
+
+    def gather(self, names: list[str]) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
+        for name in names:
+            master = self._master(self._parameters[name])
+            state = self._optimizer.optim.state.get(master, {})
+            tensors = {"param": self._whole(name, master.float())}
+            for moment in MOMENTS:
+                tensors[moment] = self._whole(name, state.get(moment, torch.zeros_like(master, dtype=torch.float32)))
+            yield name, tensors if self._grid.is_writer else None
+
+    def scatter(self, read: Callable[[str], dict[str, torch.Tensor]]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                master = self._master(parameter)
+                for key, whole in read(name).items():
+                    part = self._part(name, whole)
+                    if key == "param":
+                        parameter.data.copy_(part)  # rounds to the working precision
+                        if master is not parameter:
+                            master.data.copy_(self._master_part(name, part))
+                    else:
+                        state = self._optimizer.optim.state[master]
+                        value = self._master_part(name, part).to(master.device, torch.float32)
+                        state[key] = value.clone().view(master.shape)
+
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
+        for name, parameter in self._parameters.items():
+            if isinstance(self._optimizer, LowLevelZeroOptimizer):
+                gradient = self._optimizer.get_param_grad(parameter)
+            else:
+                gradient = parameter.grad
+            whole = self._join_tensor_parallel(name, gradient.float() / self._scaler.scale)
+            yield name, whole if self._grid.is_writer else None
+
+    def optimizer_steps(self) -> int:
+        for state in self._optimizer.optim.state.values():
+            return int(state.get("step", 0))
+        return 0
+
+    def set_optimizer_steps(self, steps: int) -> None:
+        for state in self._optimizer.optim.state.values():
+            state["step"] = steps
+
+
+def _cut_dimension(parameter: nn.Parameter) -> int | None:
+    """The dimension along which tensor parallelism cut a parameter, from the engine's sharding spec."""
+    if not is_distributed_tensor(parameter):
+        return None
+    return next(iter(get_sharding_spec(parameter).dim_partition_dict), None)

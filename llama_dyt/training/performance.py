@@ -1,0 +1,137 @@
+"""How much work a token is, what the device could do at best, and how fast the run goes.
+
+Model FLOPs count what the mathematics needs; hardware FLOPs add what activation checkpointing recomputes. TFLOPS/GPU and
+MFU are of model FLOPs throughout this project; Colossal-AI's published figures are of hardware FLOPs.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+
+PEAK_TFLOPS = {
+    # dense bf16/fp16 tensor-core peaks from the vendors' data sheets, TFLOP/s
+    "H200": 989.0,
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "H800": 989.0,
+    "B200": 2250.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A10": 125.0,
+    "V100": 125.0,
+    "4090": 165.2,
+    "3090": 71.0,
+}
+
+
+def matmul_parameters(config: PretrainedConfig) -> int:
+    """Weights that take part in a matrix multiplication: projections and head, not the embedding table or norms."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = config.hidden_size * head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
+    mlp = 3 * config.hidden_size * config.intermediate_size
+    return config.num_hidden_layers * (attention + mlp) + config.hidden_size * config.vocab_size
+
+
+def model_flops_per_token(config: PretrainedConfig, sequence_length: int) -> float:
+    """Forward and backward FLOPs of one token.
+
+    6 for each matmul weight plus 12·L·H·S for attention's two batched products, counted whole (not halved for the
+    causal mask), as PaLM's appendix B and the published MFU figures do. LLaMA-2-7B at 4096: 46.08 GFLOP.
+    """
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_dim * config.num_attention_heads
+    return 6.0 * matmul_parameters(config) + 12.0 * config.num_hidden_layers * width * sequence_length
+
+
+def hardware_flops_per_token(config: PretrainedConfig, sequence_length: int, gradient_checkpoint: bool) -> float:
+    """FLOPs really executed: with full activation checkpointing the decoder layers' forward runs twice."""
+    model_flops = model_flops_per_token(config, sequence_length)
+    if not gradient_checkpoint:
+        return model_flops
+    head = 6.0 * config.hidden_size * config.vocab_size  # the head is not recomputed
+    return model_flops + (model_flops - head) / 3.0
+
+
+def measured_matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 768, seconds: float = 0.3) -> float:
+    """Best square matrix multiplication rate of a device that no table lists, in TFLOP/s.
+
+    The best of several, each synchronised, so that a noisy neighbour does not become the peak.
+    """
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+    best = float("inf")
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        _synchronize(device)
+        start = time.perf_counter()
+        left @ right
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best / 1e12
+
+
+def peak_tflops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """The rate MFU divides by, and where it comes from, for the log: a table for known GPUs, else a measurement."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for key, tflops in PEAK_TFLOPS.items():
+            if key in name:
+                return tflops, f"{name}: data sheet, dense bf16"
+    return measured_matmul_tflops(device, dtype), f"{device.type}: measured {str(dtype).removeprefix('torch.')} matmul"
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Rates of a stretch of steps, per device where named so."""
+
+    tokens_per_second: float
+    samples_per_second: float
+    tokens_per_second_per_device: float
+    tflops_per_device: float
+    hardware_tflops_per_device: float
+    mfu: float
+
+
+class Speedometer:
+    """Turns tokens and seconds into rates for one model on one kind of device."""
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        sequence_length: int,
+        gradient_checkpoint: bool,
+        num_devices: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.sequence_length = sequence_length
+        self.num_devices = num_devices
+        self.model_flops = model_flops_per_token(config, sequence_length)
+        self.hardware_flops = hardware_flops_per_token(config, sequence_length, gradient_checkpoint)
+        self.peak_tflops, self.peak_source = peak_tflops(device, dtype)
+
+    def speed(self, tokens: int, seconds: float) -> Speed:
+        """Rates for `tokens` over all devices in `seconds` of wall time."""
+        rate = tokens / max(seconds, 1e-9)
+        per_device = rate / self.num_devices
+        tflops = per_device * self.model_flops / 1e12
+        return Speed(
+            tokens_per_second=rate,
+            samples_per_second=rate / self.sequence_length,
+            tokens_per_second_per_device=per_device,
+            tflops_per_device=tflops,
+            hardware_tflops_per_device=per_device * self.hardware_flops / 1e12,
+            mfu=tflops / self.peak_tflops,
+        )

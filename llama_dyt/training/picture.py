@@ -1,0 +1,50 @@
+"""The picture of a run: loss, learning rate and speed over the steps, as `loss.png` beside metrics.jsonl."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int) -> None:
+    """Draw three panels from the records of metrics.jsonl and write a PNG, made aside and renamed.
+
+    Args:
+        metrics: one record a logged step with step, loss, lr, tokens_per_second.
+        vocab_size: draws the loss of a uniform guess, ln(vocab_size), as the line to beat.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [record["step"] for record in metrics]
+    figure, (loss_axis, lr_axis, speed_axis) = pyplot.subplots(
+        3, 1, figsize=(8, 8), sharex=True, height_ratios=(3, 1, 1), layout="constrained"
+    )
+    loss_axis.set_title(title)
+    losses = [record["loss"] for record in metrics]
+    loss_axis.plot(steps, losses, color="tab:blue", linewidth=1.2)
+    uniform = math.log(vocab_size)
+    if max(losses) > 0.6 * uniform:
+        loss_axis.axhline(uniform, color="grey", linestyle=":", linewidth=1)
+        loss_axis.annotate(f"uniform guess, ln {vocab_size}", (steps[-1], uniform), ha="right", va="bottom", fontsize=8)
+    loss_axis.annotate(
+        f"{losses[-1]:.3f}", (steps[-1], losses[-1]), textcoords="offset points", xytext=(0, 6), ha="right", fontsize=9
+    )
+    loss_axis.set_ylabel("loss (nats/token)")
+    lr_axis.plot(steps, [record["lr"] for record in metrics], color="tab:orange", linewidth=1.2)
+    lr_axis.set_ylabel("learning rate")
+    lr_axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    speed_axis.plot(steps, [record["tokens_per_second"] for record in metrics], color="tab:green", linewidth=1.2)
+    speed_axis.set_ylabel("tokens/s")
+    speed_axis.set_ylim(bottom=0)
+    speed_axis.set_xlabel("step")
+    for axis in (loss_axis, lr_axis, speed_axis):
+        axis.grid(alpha=0.25)
+    aside = path.with_name(f".{path.name}.tmp")
+    figure.savefig(aside, format="png", dpi=120)
+    pyplot.close(figure)
+    os.replace(aside, path)

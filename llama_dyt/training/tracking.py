@@ -1,0 +1,130 @@
+"""What a run leaves to look at: the progress bar, metrics.jsonl, TensorBoard, config.yaml and the picture.
+
+Only the first rank writes; on the others `Tracker` does nothing, so the loop needs no rank checks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.yaml"
+PICTURE_FILE = "loss.png"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics.jsonl; an unfinished last line (the run was killed while writing it) is left out."""
+    records = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records
+
+
+class Tracker:
+    """Writes the metrics of one run.
+
+    Records beyond the step a run resumes from belong to work that was lost: they are removed, so that metrics.jsonl
+    tells one story without repetition.
+    """
+
+    def __init__(
+        self,
+        enabled: bool,
+        save_dir: Path | None,
+        tensorboard_dir: Path | None,
+        config_yaml: str,
+        start_step: int,
+        total_steps: int,
+        description: str,
+    ) -> None:
+        self._enabled = enabled
+        self._writer = None
+        self._metrics = None
+        self._bar = None
+        self.save_dir = save_dir
+        if not enabled:
+            return
+        if save_dir is not None:
+            save_dir.mkdir(parents=True, exist_ok=True)
+            (save_dir / CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
+            self._metrics = self._open_metrics(save_dir / METRICS_FILE, start_step)
+        if tensorboard_dir is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard_dir), purge_step=start_step + 1 if start_step else None)
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            desc=description,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file needs no animation
+        )
+
+    @staticmethod
+    def _open_metrics(path: Path, start_step: int):
+        kept = [record for record in read_metrics(path) if record["step"] <= start_step]
+        aside = path.with_name(f".{path.name}.tmp")
+        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        aside.replace(path)
+        return path.open("a", encoding="utf-8")
+
+    def advance(self) -> None:
+        """One optimizer step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Write one record; nested dicts (values a site) become one TensorBoard scalar each.
+
+        Floats keep full precision, so that two runs can be compared to the last bit.
+        """
+        if not self._enabled:
+            return
+        if self._metrics is not None:
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
+        if self._writer is not None:
+            for key, value in record.items():
+                if isinstance(value, dict):
+                    for site, number in value.items():
+                        self._writer.add_scalar(f"{key}/{site}", number, record["step"])
+                elif key != "step" and isinstance(value, (int, float)):
+                    self._writer.add_scalar(f"train/{key}", value, record["step"])
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s")
+
+    def say(self, message: str) -> None:
+        """Print a line without tearing the progress bar."""
+        if self._enabled:
+            tqdm.write(message, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def draw(self, title: str, vocab_size: int) -> Path | None:
+        """Draw loss.png from metrics.jsonl; None where there is nothing to draw."""
+        if not self._enabled or self.save_dir is None:
+            return None
+        records = read_metrics(self.save_dir / METRICS_FILE)
+        if not records:
+            return None
+        from .picture import draw
+
+        path = self.save_dir / PICTURE_FILE
+        draw(records, path, title, vocab_size)
+        return path

@@ -1,0 +1,268 @@
+"""The one training loop: pretraining, fine-tuning and the benchmark drive `Trainer.train_step`.
+
+Read `fit` first: it is the whole story of a run after everything has been set up.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from llama_dyt.boosters.boosted import Boosted, peak_memory_mb, sum_over_ranks
+from llama_dyt.boosters.interface import StepResult
+from llama_dyt.data.loader import Step
+from llama_dyt.errors import TrainingError
+
+from .checkpoint import CheckpointWriter
+from .performance import Speedometer
+from .randomness import rng_state
+from .saturation import SaturationProbe
+from .schedule import learning_rate_factor
+from .tracking import Tracker
+
+PROBE_INTERVAL = 10
+"""Alpha and saturation are looked at in every so many-th record: one scalar a site a step would drown TensorBoard."""
+
+
+@dataclass
+class Progress:
+    """How far a run is; what a checkpoint keeps beside tensors.
+
+    Attributes:
+        step: optimizer steps done, skipped ones included.
+        skipped_steps: fp16 steps that overflowed and moved nothing; they do not advance the schedule.
+        tokens_seen: input tokens over all ranks.
+        position: where the data goes on (see `data.loader`); None at the start.
+    """
+
+    step: int = 0
+    skipped_steps: int = 0
+    tokens_seen: int = 0
+    position: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One optimizer step: the global batch's mean token loss, and what the optimizer did."""
+
+    loss: float
+    lr: float
+    result: StepResult
+    stop_asked: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of the learning rate; `lr_scheduler` in a checkpoint."""
+
+    name: str
+    peak_lr: float
+    warmup_steps: int
+    total_steps: int
+
+    def lr(self, step: int) -> float:
+        return self.peak_lr * learning_rate_factor(self.name, step, self.warmup_steps, self.total_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Trainer:
+    """Drives a boosted model over steps of data."""
+
+    def __init__(
+        self,
+        boosted: Boosted,
+        schedule: Schedule,
+        speedometer: Speedometer,
+        tracker: Tracker,
+        writer: CheckpointWriter | None,
+        progress: Progress,
+        log_interval: int,
+        save_interval: int | None,
+    ) -> None:
+        self.boosted = boosted
+        self.schedule = schedule
+        self.speedometer = speedometer
+        self.tracker = tracker
+        self.writer = writer
+        self.progress = progress
+        self._log_interval = log_interval
+        self._save_interval = save_interval
+        self._stop_signal = False
+
+    # --- one step ------------------------------------------------------------------------------------------------
+
+    def train_step(self, step: Step, probe: SaturationProbe | None = None) -> StepOutcome:
+        """Forward, backward and update of one optimizer step.
+
+        Raises:
+            TrainingError: the loss is not finite; raised on every rank, before any weight has moved.
+        """
+        lr = self.schedule.lr(self.progress.step - self.progress.skipped_steps)
+        self.boosted.set_learning_rate(lr)
+        with probe or nullcontext():
+            share = self.boosted.forward_backward(step)
+        loss, stops = sum_over_ranks([share, float(self._stop_signal)], self.boosted.device)
+        if not math.isfinite(loss):
+            raise TrainingError(self._not_finite(loss))
+        result = self.boosted.optimizer_step()
+        self.progress.step += 1
+        self.progress.skipped_steps += result.skipped
+        self.progress.tokens_seen += step.num_tokens
+        self.progress.position = step.position
+        return StepOutcome(loss=loss, lr=lr, result=result, stop_asked=stops > 0)
+
+    def _not_finite(self, loss: float) -> str:
+        last = self.writer.last_path if self.writer else None
+        remedy = f"resume from {last} with a lower --lr" if last else "lower --lr or use --mixed_precision bf16"
+        return (
+            f"loss is {loss} at step {self.progress.step + 1}: stopped before the weights were changed; {remedy} "
+            f"(last checkpoint: {last or 'none'})"
+        )
+
+    # --- the run -------------------------------------------------------------------------------------------------
+
+    def fit(self, batches: Iterable[Step], max_steps: int) -> bool:
+        """Train until `max_steps` or the end of the data, logging and saving on the way; saves at the end.
+
+        Returns:
+            True if the run is over, False if it was asked to stop (SIGTERM, SIGINT) and saved where it was.
+        """
+        steps = iter(batches)
+        window = _Window()
+        finished = True
+        with self._save_on_signal():
+            while self.progress.step < max_steps:
+                with window.waiting():
+                    step = next(steps, None)
+                if step is None:
+                    break
+                record_due = (self.progress.step + 1) % self._log_interval == 0 or self.progress.step + 1 == max_steps
+                probe_due = record_due and (self.progress.step // self._log_interval) % PROBE_INTERVAL == 0
+                probe = SaturationProbe(self.boosted.module) if probe_due else None
+                outcome = self.train_step(step, probe)
+                window.tokens += step.num_tokens
+                self.tracker.advance()
+                if outcome.result.skipped:
+                    self.tracker.say(
+                        f"step {self.progress.step}: fp16 gradients overflowed at loss scale "
+                        f"{outcome.result.loss_scale:g}, step skipped ({self.progress.skipped_steps} so far)"
+                    )
+                if record_due:
+                    self.tracker.log(self._record(outcome, window, probe))
+                    window = _Window()
+                if outcome.stop_asked:
+                    finished = False
+                    break
+                if self._save_interval and self.progress.step % self._save_interval == 0:
+                    self.save()
+                    window.restart()
+        if self.writer and self.progress.step and self._saved_step != self.progress.step:
+            self.save()
+        return finished
+
+    @property
+    def _saved_step(self) -> int | None:
+        path = self.writer.last_path if self.writer else None
+        return int(path.name.removeprefix("step_")) if path else None
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step; all ranks call it."""
+        generators: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(generators, rng_state())
+        grid = self.boosted.grid
+        trainer_state = {
+            **asdict(self.progress),
+            "world_size": dist.get_world_size(),
+            "data_parallel_size": grid.dp_size,
+            "tensor_parallel_size": grid.tp_size,
+            "pipeline_parallel_size": grid.pp_size,
+            "plugin": self.boosted.run.booster.plugin,
+            "mixed_precision": self.boosted.run.booster.mixed_precision,
+            "rng": generators,
+        }
+        optimizer = {"steps": self.boosted.state.optimizer_steps(), "scaler": self.boosted.scaler.state_dict()}
+        path = self.writer.save(self.progress.step, trainer_state, self.schedule.to_json(), optimizer)
+        self.tracker.say(f"saved {path}")
+
+    def _record(self, outcome: StepOutcome, window: _Window, probe: SaturationProbe | None) -> dict[str, Any]:
+        """One line of metrics.jsonl."""
+        seconds = window.seconds()
+        speed = self.speedometer.speed(window.tokens, seconds)
+        record: dict[str, Any] = {
+            "step": self.progress.step,
+            "loss": outcome.loss,
+            "lr": outcome.lr,
+            "grad_norm": outcome.result.grad_norm,
+            "tokens_seen": self.progress.tokens_seen,
+            "tokens_per_second": speed.tokens_per_second,
+            "tflops_per_device": speed.tflops_per_device,
+            "hardware_tflops_per_device": speed.hardware_tflops_per_device,
+            "mfu": speed.mfu,
+            "max_memory_mb": peak_memory_mb(),
+            "data_wait_fraction": window.waited_seconds / seconds,
+            "loss_scale": outcome.result.loss_scale,
+            "skipped_steps": self.progress.skipped_steps,
+        }
+        if probe is not None:
+            record["alpha"], record["saturation"] = self._over_stages(*probe.values())
+        return record
+
+    def _over_stages(self, *site_values: dict[str, float]) -> list[dict[str, float]]:
+        """Join the per-site values of all pipeline stages: each holds its own sites."""
+        group = self.boosted.grid.pp_group
+        if group is None:
+            return list(site_values)
+        stages: list[Any] = [None] * self.boosted.grid.pp_size
+        dist.all_gather_object(stages, site_values, group=group)
+        return [{k: v for stage in stages for k, v in stage[i].items()} for i in range(len(site_values))]
+
+    @contextmanager
+    def _save_on_signal(self) -> Iterator[None]:
+        """Let SIGTERM (Slurm's pre-emption, torchrun's shutdown) and Ctrl-C end the run after the step, with a save.
+
+        A second signal acts at once, as without this.
+        """
+
+        def ask(number: int, frame: Any) -> None:
+            self._stop_signal = True
+            signal.signal(number, previous[number])
+
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        previous = {number: signal.signal(number, ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+class _Window:
+    """Time and tokens since the last record."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.waited_seconds = 0.0
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.waited_seconds += time.perf_counter() - start
+
+    def restart(self) -> None:
+        """Forget time that was not training (a save)."""
+        self.__init__()
+
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self._start, 1e-9)
