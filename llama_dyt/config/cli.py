@@ -23,6 +23,8 @@ from llama_dyt.errors import ConfigurationError
 _NO_VALUE = object()
 """What stands for the value of a flag that needs one and was given none."""
 
+_NEGATIVE_NUMBER = re.compile(r"-[\d.]+(e[-+]?\d+)?", re.IGNORECASE)
+
 _WHAT = {
     "pretrain": "Pretrain a LLaMA with Dynamic Tanh on a Colossal-AI booster.",
     "finetune": "Fine-tune a model on prompts and completions, on a Colossal-AI booster.",
@@ -54,7 +56,7 @@ def read(kind: Kind, argv: Sequence[str] | None = None) -> tuple[RunConfig, list
     """(run, problems) of a command line without judging the values: a flag that cannot be read has its default."""
     argv = list(sys.argv[1:] if argv is None else argv)
     options = {opt.name: opt for opt in all_options(kind)}
-    argv, problems = _long_names_with_two_dashes(argv, options)
+    argv, problems = _as_argparse_expects(argv, options)
     try:
         given, extra = build_parser(kind).parse_known_args(argv)
     except ConfigurationError as error:
@@ -154,8 +156,12 @@ class _Formatter(argparse.HelpFormatter):
         return f"{', '.join(action.option_strings)} {value}".rstrip()
 
 
-def _long_names_with_two_dashes(argv: list[str], options: dict[str, Option]) -> tuple[list[str], list[str]]:
-    """argparse reads `-lr 3e-4` as `-l r`: a long name with one dash is a mistake of its own, told here."""
+def _as_argparse_expects(argv: list[str], options: dict[str, Option]) -> tuple[list[str], list[str]]:
+    """(argv, problems), without two things that argparse misreads.
+
+    `-lr 3e-4` would be `-l r`: a long name with one dash is a mistake of its own, told here. `--lr -1e-4` would be a
+    flag called `-1e-4`: it becomes `--lr=-1e-4`, so that the value is judged.
+    """
     long_names = {name for opt in options.values() for name in (opt.name, *opt.spellings)}
     respelled, problems = [], []
     for word in argv:
@@ -163,7 +169,10 @@ def _long_names_with_two_dashes(argv: list[str], options: dict[str, Option]) -> 
         if name and name[1] in long_names:
             problems.append(f"unknown flag '-{name[1]}': did you mean '--{name[1]}'?")
             word = f"-{word}"
-        respelled.append(word)
+        if _NEGATIVE_NUMBER.fullmatch(word) and respelled and re.fullmatch(r"-[^=]*", respelled[-1]):
+            respelled[-1] += f"={word}"
+        else:
+            respelled.append(word)
     return respelled, problems
 
 
@@ -173,7 +182,7 @@ def _unknown_problems(kind: Kind, extra: list[str]) -> list[str]:
     problems: list[str] = []
     after_unknown_flag = False
     for word in extra:
-        if not word.startswith("-") or re.fullmatch(r"-[\d.]+(e[-+]?\d+)?", word):
+        if not word.startswith("-") or _NEGATIVE_NUMBER.fullmatch(word):
             if not after_unknown_flag:
                 problems.append(f"unexpected {word!r}: there is no flag before it that takes a value (see --help)")
             continue

@@ -48,6 +48,7 @@ class ModelSettings:
         "Kind of normalization: dyt (Dynamic Tanh) or rmsnorm, everything else equal. With --model_path it is that "
         "of the weights unless given.",
         choices=("dyt", "rmsnorm"),
+        defaults={"finetune": None},
     )
     attn_alpha_init_value: float | None = option(
         None, "Initial alpha of the DyT before attention; none takes the paper's value for the width.", above=0

@@ -143,6 +143,8 @@ def test_absent_config_file_is_a_problem():
         (["-b", "two"], "--batch_size: 'two' is not a whole number"),
         (["--lr", "fast"], "--lr: 'fast' is not a number"),
         (["--lr"], "--lr: needs a number"),
+        (["--lr", "-1e-4"], "--lr -0.0001: give more than 0"),
+        (["-w", "-1E-4"], "--weight_decay -0.0001: give 0 or more"),
         (["--max_steps", "-g"], "--max_steps: needs a value"),
         (["7b"], "unexpected '7b'"),
         (["-g", "perhaps"], "--gradient_checkpoint: 'perhaps' is neither true nor false"),
