@@ -65,7 +65,7 @@ class _ZstdReader(io.RawIOBase):
 
         # The Pile and RedPajama are packed with long windows, which the default limit refuses.
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        self._file = open(path, "rb")
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
         self._frame = None
         self._packed = b""
         self._plain = memoryview(b"")

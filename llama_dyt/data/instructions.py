@@ -1,7 +1,7 @@
 """Fine-tuning batches: prompt and completion pairs, loss on the completion and its EOS only, one example a sequence.
 
 Its own file because examples, unlike packed text, are read whole, shuffled each epoch, and padded.
-Prompt and completion are tokenized apart: the prompt's tokens are then exactly what a user's prompt gives at generation.
+Prompt and completion are tokenized apart, so the prompt's tokens are exactly what a user's prompt gives at generation.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def read_examples(source: Source, tokenizer, max_length: int) -> Examples:
             kept.append(example)
     if not kept:
         raise DataError(
-            f"no example to learn from: of {len(pairs)}, {dropped} have no completion within --max_length {max_length}; "
-            "raise it, or check the dataset"
+            f"no example to learn from: of {len(pairs)}, {dropped} have no completion within "
+            f"--max_length {max_length}; raise it, or check the dataset"
         )
     return Examples(kept, truncated, dropped, source.bad_lines)
 
@@ -88,7 +88,7 @@ class InstructionBatches(Prefetcher):
     Args:
         dataset: what `-d` names (fields `prompt` and `completion`), or an open Source with these fields.
         task: configuration of a hub dataset (`--task_name`).
-        pad_to_max_length: pad every row to max_length (pipelines want one shape) instead of to the micro batch's longest.
+        pad_to_max_length: pad every row to max_length (pipelines want one shape), not to the micro batch's longest.
 
     Attributes:
         examples: what was read (`Examples`), for reporting what was cut and dropped.
@@ -138,8 +138,8 @@ def _check_marks(state: dict | None, marks: dict) -> None:
     changed = [name for name, value in marks.items() if state is not None and state[name] != value]
     if changed:
         raise DataError(
-            f"the data position in the checkpoint belongs to another {' and '.join(changed)}; restore what the run began "
-            "with to resume, or start a new run with --model_path"
+            f"the data position in the checkpoint belongs to another {' and '.join(changed)}; restore what the run "
+            "began with to resume, or start a new run with --model_path"
         )
 
 

@@ -102,8 +102,8 @@ def check_state(state: dict | None, source: Source, tokenizer) -> dict:
         }
     if state["dataset"] != source.fingerprint:
         raise DataError(
-            "the dataset is not the one that the checkpoint was reading (another name, or files added, removed or changed); "
-            f"restore it to resume; {_NEW_RUN}"
+            "the dataset is not the one that the checkpoint was reading (another name, or files added, removed or "
+            f"changed); restore it to resume; {_NEW_RUN}"
         )
     if state["tokenizer"] != tokenizer_mark:
         raise DataError(
@@ -161,7 +161,7 @@ def _steps(
     for tokens, after in _all_epochs(source, tokenizer, num_epochs, state, stream):
         stream.add(tokens, after, skip)
         skip = 0
-        while stream.num_tokens >= size:
+        while stream.num_tokens > size:  # not >=: the very last step shall know that the data ended there
             yield make_step()
     while stream.num_tokens and (step := make_step()):
         yield step

@@ -1,7 +1,7 @@
 """Packing: documents, each [BOS] + ids + [EOS], laid end to end and cut into sequences of `max_length` tokens.
 
-Its own file because it is pure arithmetic on arrays, with the one rule everything else relies on: the stream of tokens is
-a function of the corpus alone, and a place in it is a document's position and the number of its tokens already used.
+Its own file because it is pure arithmetic on arrays, with the one rule everything else relies on: the stream of tokens
+is a function of the corpus alone, and a place in it is a document's position and how many of its tokens are used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`-d sample`: a corpus of real text built at once from what the Python interpreter ships, with a tokenizer of its own.
+"""`-d sample`: a corpus of real text built at once from what the Python interpreter ships, with its own tokenizer.
 
-Its own file because it makes data instead of reading it. Source code of the standard library and the topics of `help()`,
-in RedPajama's form: JSON lines with `text` and `meta`. Nothing is downloaded; the same interpreter gives the same corpus.
+Its own file because it makes data instead of reading it: sources of the standard library and the topics of `help()`, in
+RedPajama's form (JSON lines with `text` and `meta`). Nothing is downloaded; the same interpreter gives the same corpus.
 """
 
 from __future__ import annotations

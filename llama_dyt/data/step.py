@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """How a global batch is dealt out: rank r takes rows [r * rows, (r + 1) * rows), cut into `accumulation` micro batches."""
+    """How a global batch is dealt out: rank r takes rows r * rows and on, cut into `accumulation` micro batches."""
 
     batch_size: int
     accumulation: int = 1
@@ -64,7 +64,7 @@ class BatchShape:
 
 
 def make_micro_batch(input_ids: np.ndarray, labels: np.ndarray) -> MicroBatch:
-    """Copies two (batch, length) integer arrays into int64 tensors of their own (nothing of other ranks stays alive)."""
+    """Copies two (batch, length) integer arrays into int64 tensors of their own, so that no other rank's rows stay."""
     return {
         "input_ids": torch.from_numpy(np.array(input_ids, dtype=np.int64)),
         "labels": torch.from_numpy(np.array(labels, dtype=np.int64)),

@@ -1,7 +1,7 @@
 """Tokenizers: loading any HuggingFace tokenizer or SentencePiece model, training a small one, encoding in batches.
 
-Its own file because every part of the data layer meets tokenizers only through these functions. Text is always text here:
-`<s>` written in a document is encoded as those three characters, and BOS/EOS are put by the packing alone.
+Its own file because every part of the data layer meets tokenizers only through these functions. Text is always text
+here: `<s>` written in a document is encoded as those three characters, and BOS/EOS are put by the packing alone.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def load_tokenizer(name_or_path: str | os.PathLike):
     """Loads a tokenizer.
 
     Args:
-        name_or_path: a HuggingFace tokenizer folder, a folder or file with a SentencePiece model, one of our checkpoints
-            (its `model/` is used), or a name on the hub.
+        name_or_path: a HuggingFace tokenizer folder, a folder or file with a SentencePiece model, one of our
+            checkpoints (its `model/` is used), or a name on the hub.
     Returns:
         a HuggingFace tokenizer.
     Raises:
