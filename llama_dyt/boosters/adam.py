@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import torch
 from colossalai.kernel.extensions.base_extension import _Extension
 from colossalai.kernel.kernel_loader import CPUAdamLoader, FusedOptimizerLoader
-from colossalai.nn.optimizer import HybridAdam as EngineHybridAdam
-from colossalai.zero.gemini import gemini_optimizer
+from colossalai.nn.optimizer import HybridAdam
 
 _ELEMENTS_A_LAUNCH = 2**26
 """Half-precision gradients are widened this many elements at a time (256 MB of fp32), not all at once."""
@@ -72,47 +71,48 @@ def fused_adam(
         start = end
 
 
-class HybridAdam(EngineHybridAdam):
-    """The engine's HybridAdam with its step through `fused_adam`, on a CPU and on CUDA, offloaded or not.
+@torch.no_grad()
+def hybrid_adam_step(
+    self: HybridAdam, closure: Callable[[], float] | None = None, div_scale: float = -1
+) -> float | None:
+    """`HybridAdam.step` through `fused_adam`, on a CPU and on CUDA, offloaded or not, whatever the gradients' dtype.
 
-    Upstream `HybridAdam.step` forgets `div_scale` when gradients are bf16 and on the host (`torch_adam_update` has no
-    such argument), so with Gemini offloading in bf16 gradients are neither clipped nor unscaled, without a word.
+    Upstream forgets `div_scale` where gradients are bf16 and on the host (its `torch_adam_update` has no such
+    argument), so Gemini with offloading in bf16 does not clip, without a word.
     """
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None, div_scale: float = -1) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            by_device: dict[torch.device, list[torch.nn.Parameter]] = {}
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                state = self.state[param]
-                if "exp_avg" not in state:
-                    state["exp_avg"] = torch.zeros_like(param.data)
-                    state["exp_avg_sq"] = torch.zeros_like(param.data)
-                state["step"] = int(state.get("step", 0)) + 1
-                by_device.setdefault(param.device, []).append(param)
-            for params in by_device.values():
-                states = [self.state[param] for param in params]
-                fused_adam(
-                    [param.data for param in params],
-                    [param.grad for param in params],
-                    [state["exp_avg"] for state in states],
-                    [state["exp_avg_sq"] for state in states],
-                    [state["step"] for state in states],
-                    lr=group["lr"],
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    eps=group["eps"],
-                    weight_decay=group["weight_decay"],
-                    adamw_mode=self.adamw_mode,
-                    div_scale=div_scale,
-                )
-        return loss
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    for group in self.param_groups:
+        _require_bias_correction(group["bias_correction"])
+        by_device: dict[torch.device, list[torch.nn.Parameter]] = {}
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            state = self.state[param]
+            if "exp_avg" not in state:
+                state["exp_avg"] = torch.zeros_like(param.data)
+                state["exp_avg_sq"] = torch.zeros_like(param.data)
+            state["step"] = int(state.get("step", 0)) + 1
+            by_device.setdefault(param.device, []).append(param)
+        for params in by_device.values():
+            states = [self.state[param] for param in params]
+            fused_adam(
+                [param.data for param in params],
+                [param.grad for param in params],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [state["step"] for state in states],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                adamw_mode=self.adamw_mode,
+                div_scale=div_scale,
+            )
+    return loss
 
 
 class _TorchCpuAdam:
@@ -207,7 +207,7 @@ class TorchFusedOptimizerExtension(_TorchExtension):
 
 
 def register_adam_kernels() -> None:
-    """Register the kernels with the engine's loaders and the optimizer with Gemini. Calling it again does nothing."""
+    """Register the kernels with the engine's loaders and give its HybridAdam the step above. Again it does nothing."""
     for loader, extension in (
         (CPUAdamLoader, TorchCpuAdamExtension),
         (FusedOptimizerLoader, TorchFusedOptimizerExtension),
@@ -216,5 +216,4 @@ def register_adam_kernels() -> None:
             # Alone, not beside the compiled ones: with several usable kernels `KernelLoader.load` warns at each use.
             loader.REGISTRY.clear()
             loader.register_extension(extension)
-    # `GeminiOptimizer.__init__` asserts `type(optim) in _AVAIL_OPTIM_LIST`, so a subclass must be named there.
-    gemini_optimizer._AVAIL_OPTIM_LIST.add(HybridAdam)
+    HybridAdam.step = hybrid_adam_step

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
 
 _UNUSED_PACKAGES: dict[str, tuple[str, ...]] = {
@@ -76,6 +77,8 @@ def apply_compat() -> None:
     _applied = True
     _mend_pipeline_backend_check()
     _mend_mesh_destruction()
+    _mend_gemini_accumulation()
+    _mend_gemini_fractions()
     _silence_engine_noise()
 
     from .adam import register_adam_kernels
@@ -104,6 +107,45 @@ def _mend_mesh_destruction() -> None:
             upstream(self)
 
     ProcessGroupMesh.destroy_mesh_process_groups = destroy_mesh_process_groups
+
+
+def _mend_gemini_accumulation() -> None:
+    """Upstream `ChunkManager.rearrange_accumulated_grad_chunk` multiplies what was accumulated by the group's size, to
+    undo the division after the next reduction. Right for a sharded chunk, whose part one rank alone puts in; in a
+    gathered chunk every rank puts it in, so earlier micro batches counted once too often for every further rank."""
+    from colossalai.zero.gemini.chunk import Chunk, ChunkManager
+
+    upstream = ChunkManager.rearrange_accumulated_grad_chunk
+
+    def rearrange_accumulated_grad_chunk(self: ChunkManager, chunk: Chunk) -> Chunk:
+        if chunk.grad_chunk.is_gathered:
+            return self.init_grad_chunk(chunk)  # opens the chunk again and leaves what it holds
+        return upstream(self, chunk)
+
+    ChunkManager.rearrange_accumulated_grad_chunk = rearrange_accumulated_grad_chunk
+
+
+def _mend_gemini_fractions() -> None:
+    """Upstream `StaticPlacementPolicy.setup_grads_device` adds up a chunk's memory once for each of its parameters, so
+    `offload_optim_frac=0.1` can mean all, and goes through chunks in the order of their addresses, so ranks and runs
+    offload different ones."""
+    from colossalai.zero.gemini import placement_policy
+
+    def setup_grads_device(self, params, grads_device_map) -> None:
+        chunks = self.chunk_manager.get_chunks(params)
+        total = sum(chunk.chunk_mem for chunk in chunks)
+        offloaded = 0
+        for chunk in chunks:
+            stays = chunk.keep_gathered or offloaded >= total * self.offload_optim_frac
+            # Through the module: on a CPU, `gemini_host` gives that one an accelerator of its own.
+            compute_device = placement_policy.get_accelerator().get_current_device()
+            for param in chunk.get_tensors():
+                grads_device_map[param] = compute_device if stays else torch.device("cpu")
+            offloaded += 0 if stays else chunk.chunk_mem
+        self.keep_gathered_chunk_mem = total * (1 - self.shard_param_frac)
+        self.keep_cuda_chunk_mem = total * (1 - self.offload_param_frac)
+
+    placement_policy.StaticPlacementPolicy.setup_grads_device = setup_grads_device
 
 
 def _silence_engine_noise() -> None:

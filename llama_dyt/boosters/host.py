@@ -146,6 +146,10 @@ def use_host_accelerator() -> None:
     _allow_zero_on_a_cpu()
     _allow_recording_host_streams()
 
+    from .gemini_host import adapt_gemini_to_host
+
+    adapt_gemini_to_host()
+
 
 def _allow_zero_on_a_cpu() -> None:
     """Upstream `LowLevelZeroOptimizer._sanity_checks` asserts a cuda or npu accelerator; keep its other check."""

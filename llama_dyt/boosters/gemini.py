@@ -1,0 +1,193 @@
+"""Gemini, Colossal-AI's chunk-based ZeRO-3 with offloading: plugins `gemini` (fixed shares) and `gemini_auto`.
+
+Its own file because Gemini takes neither a policy nor a whole fp32 model as the other plugins do, and because three
+faults of its wrappers are mended here, where they are made. What must be mended in the engine itself is in `compat.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from colossalai.accelerator import get_accelerator
+from colossalai.booster.plugin import GeminiPlugin
+from colossalai.booster.plugin.gemini_plugin import get_param_info
+from colossalai.tensor.colo_tensor import INPALCE_MAPPING
+from colossalai.tensor.param_op_hook import ColoParamOpHook
+from colossalai.zero import GeminiDDP, GeminiOptimizer
+from torch import nn
+
+from llama_dyt.config.run import RunConfig
+
+from .gemini_state import GeminiState, write_into_chunk
+from .scaler import INITIAL_SCALE
+
+__all__ = ["ChunkedModel", "ChunkedOptimizer", "ChunkedPlugin", "GeminiState", "build_gemini", "chunk_elements"]
+
+_MEGA = 2**20
+_LARGEST_CHUNK = 32 * _MEGA
+"""The engine's own smallest chunk (`min_chunk_size_m=32`), good for the bandwidth of a large model's collectives."""
+_CHUNKS_A_MODEL = 16
+_SEARCH_STEPS = 32
+
+
+def chunk_elements(num_parameters: int) -> int:
+    """Smallest chunk size, in elements, for a model of so many parameters.
+
+    The engine keeps any model under 32M parameters whole on every rank, in one chunk that is never sharded. Here even a
+    small one is cut into about 16 chunks, so that Gemini means ZeRO-3 at every size.
+    """
+    return max(1, min(_LARGEST_CHUNK, num_parameters // _CHUNKS_A_MODEL))
+
+
+def build_gemini(
+    run: RunConfig, num_parameters: int, max_norm: float, min_chunk_elements: int | None = None
+) -> ChunkedPlugin:
+    """The plugin for a run's settings; the process group must exist.
+
+    Args:
+        num_parameters: of the whole model; sizes the chunks.
+        max_norm: clipping bound; pass a huge one for none, since Gemini computes the grad norm only under a bound.
+        min_chunk_elements: smallest chunk; more than the model has keeps it whole on every rank. None: by size.
+    """
+    settings = run.booster
+    automatic = settings.plugin == "gemini_auto"
+    on_gpu = get_accelerator().name == "cuda"
+    if settings.memory_limit is not None:
+        limit_device_memory(settings.memory_limit * _MEGA)
+    offload_param_frac = settings.offload_param_frac
+    if offload_param_frac and (settings.shard_param_frac != 1 or settings.offload_optim_frac != 1):
+        # Upstream StaticPlacementPolicy ignores it too, but places the chunks before it does.
+        warnings.warn(
+            f"--offload_param_frac {offload_param_frac} has no effect unless --shard_param_frac and "
+            "--offload_optim_frac are both 1",
+            stacklevel=2,
+        )
+        offload_param_frac = 0.0
+    smallest = min_chunk_elements or chunk_elements(num_parameters)
+    return ChunkedPlugin(
+        placement_policy="auto" if automatic else "static",
+        precision=settings.mixed_precision,
+        enable_gradient_accumulation=run.optimizer.gradient_accumulation_steps > 1,
+        shard_param_frac=settings.shard_param_frac,
+        offload_optim_frac=settings.offload_optim_frac,
+        offload_param_frac=offload_param_frac,
+        warmup_non_model_data_ratio=settings.warmup_ratio,
+        min_chunk_size_m=smallest / _MEGA,
+        search_range_m=smallest / _MEGA,
+        hidden_dim=max(1, smallest // _SEARCH_STEPS),  # upstream's name for the step of the search
+        max_norm=max_norm,
+        initial_scale=INITIAL_SCALE,
+        # Both need CUDA: asynchronous reduction brings its results to pinned memory.
+        enable_async_reduce=on_gpu,
+        pin_memory=on_gpu,
+    )
+
+
+def limit_device_memory(num_bytes: int) -> None:
+    """Bound what automatic placement plans with, for one process; on a GPU torch enforces it too."""
+    # `AutoPlacementPolicy.evict_tensors` takes its capacity from this module of the engine.
+    from colossalai.legacy.utils import memory
+
+    if get_accelerator().name == "cuda":
+        total = torch.cuda.get_device_properties(get_accelerator().get_current_device()).total_memory
+        memory.colo_set_process_memory_fraction(min(1.0, num_bytes / total))
+    else:
+        # The engine divides the host's memory by the number of processes.
+        memory.colo_set_cpu_memory_capacity(num_bytes * dist.get_world_size())
+
+
+class AliasGuard(ColoParamOpHook):
+    """Copies what an operation returns when that is the parameter's own memory, as `.to()` and views can return it.
+
+    Gemini frees a chunk once the operation that named its parameter is over, and fetches it again for that operation's
+    backward. An alias outlives both, so a later operation on it reads freed memory: in backward, a segmentation fault.
+    """
+
+    def __init__(self) -> None:
+        self._params: list[torch.Tensor] = []
+
+    def pre_forward(self, params: list[torch.Tensor]) -> None:
+        self._params = params
+
+    def post_forward(self, params: list[torch.Tensor]) -> None: ...
+
+    def pre_backward(self, params: list[torch.Tensor]) -> None: ...
+
+    def post_backward(self, params: list[torch.Tensor]) -> None: ...
+
+    def rewrite_op(self, func: Callable) -> Callable:
+        if func in INPALCE_MAPPING:  # upstream swaps these for their copying forms, by identity
+            return func
+        owned = {param.untyped_storage().data_ptr() for param in self._params}
+
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() in owned:
+                return result.clone()
+            return result
+
+        return guarded
+
+
+class ChunkedModel(GeminiDDP):
+    """GeminiDDP with the guard above, whose fp32 masters start as the fp32 weights they were given.
+
+    Upstream `GeminiDDP._init_chunks` rounds each parameter to half precision first and copies the master from that, so
+    a run would start from other weights than the model it was built from.
+    """
+
+    def __init__(self, module: nn.Module, **kwargs: Any) -> None:
+        exact = {id(parameter): parameter.data for parameter in module.parameters()}
+        super().__init__(module, **kwargs)
+        self.hooks.append(AliasGuard())
+        for parameter, master in zip(self.fp16_params, self.fp32_params, strict=True):
+            write_into_chunk(self.chunk_manager.get_chunk(master), master, exact.pop(id(parameter)))
+
+
+class ChunkedOptimizer(GeminiOptimizer):
+    """GeminiOptimizer that recovers from an overflow while accumulating, and sums the grad norm in one order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Upstream keeps a set ordered by address, so the norm's last bits, and with them the clipping factor, differ
+        # from rank to rank and from run to run.
+        self.chunk16_set = self.chunk_manager.get_chunks(self.module.fp16_params)
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().step(*args, **kwargs)
+        # Upstream returns before this line when fp16 overflowed: the next step then adds to the infinite gradients of
+        # the skipped one, and every step after it is skipped as well.
+        self.chunk_manager.accumulating_grads = False
+        return result
+
+
+class ChunkedPlugin(GeminiPlugin):
+    """GeminiPlugin with the two wrappers above."""
+
+    def configure(self, model, optimizer=None, criterion=None, dataloader=None, lr_scheduler=None):
+        params_info = get_param_info(optimizer)
+        model = ChunkedModel(
+            model,
+            **self.gemini_config,
+            zero_group=self.zero_group,
+            extra_dp_group=self.extra_dp_group,
+            verbose=self.verbose,
+        )
+        if optimizer is not None:
+            optimizer = ChunkedOptimizer(
+                optimizer,
+                model,
+                **self.zero_optim_config,
+                **self.optim_kwargs,
+                tp_group=self.tp_group,
+                params_info=params_info,
+                verbose=self.verbose,
+            )
+        return model, optimizer, criterion, dataloader, lr_scheduler
+
+    def supported_devices(self) -> list[str]:
+        return [*super().supported_devices(), "cpu"]
