@@ -1,0 +1,238 @@
+"""From a command line to a plan: everything a run needs that can be known, and refused, before processes talk.
+
+Nothing is started, written or downloaded twice here; all problems found are reported together in one error.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from llama_dyt.boosters.launch import ProcessEnvironment, device_type, read_environment
+from llama_dyt.config import check, cli
+from llama_dyt.config.options import Kind
+from llama_dyt.config.run import RunConfig
+from llama_dyt.config.settings import DEFAULT_TOKENIZER
+from llama_dyt.data.sample import build_sample_corpus
+from llama_dyt.data.sources import SAMPLE, check_dataset, open_source
+from llama_dyt.data.tokenizer import check_vocabulary, load_tokenizer
+from llama_dyt.errors import ConfigurationError, LlamaDytError
+from llama_dyt.models import build_config, empty_model
+
+from .restore import Checkpoint, complete_steps, find_checkpoint
+from .tracking import METRICS_FILE
+
+SAMPLE_FOLDER = Path("data/sample")
+INSTRUCTION_FIELDS = ("prompt", "completion")
+
+
+@dataclass
+class Plan:
+    """A checked run.
+
+    Attributes:
+        environment: which process this is.
+        device: "cuda" or "cpu".
+        model_config: HF config of the model to train.
+        weights_folder: HF folder the weights start from; None for fresh ones.
+        checkpoint: what the run resumes from; None for a start at step 0.
+        dataset: the path or hub name to read (the built corpus's for `sample`); None for the benchmark.
+    """
+
+    run: RunConfig
+    environment: ProcessEnvironment
+    device: str
+    model_config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase | None = None
+    weights_folder: Path | None = None
+    checkpoint: Checkpoint | None = None
+    dataset: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def is_first_process(self) -> bool:
+        return self.environment.rank == 0
+
+
+def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
+    """Read flags and environment, and check all that can be checked in one process.
+
+    Raises:
+        ConfigurationError: every problem found, one a line.
+    """
+    environment, device = read_environment(), device_type()
+    run, problems = cli.read(kind, argv)
+    problems += [p for p in check.collect_problems(run, environment.world_size, device) if p not in problems]
+    found = _Problems(problems)
+
+    if run.data.dataset is not None:
+        fields = INSTRUCTION_FIELDS if kind == "finetune" else ("text",)
+        task = run.data.task_name if kind == "finetune" else None
+        for problem in found.attempt(lambda: check_dataset(run.data.dataset, fields, task=task)) or []:
+            found.add(f"--dataset {run.data.dataset}: {problem}")
+        if kind == "finetune" and run.data.dataset == SAMPLE:
+            found.add("--dataset sample is plain text without prompts; give a file of prompt/completion JSON lines")
+    weights_folder = found.attempt(lambda: _weights_folder(run))
+    caught: list[warnings.WarningMessage] = []
+    checkpoint = None
+    if run.run.save_dir is not None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            checkpoint = found.attempt(lambda: _checkpoint(run))
+    found.raise_if_any()
+
+    # What follows reads files and may build the corpus, so it waits until the rest is known to be right.
+    dataset, tokenizer = run.data.dataset, None
+    if dataset is not None:
+        corpus = build_sample_corpus(SAMPLE_FOLDER) if dataset == SAMPLE else None
+        dataset = corpus.train_glob if corpus else dataset
+        tokenizer = load_tokenizer(_tokenizer_name(run, weights_folder, corpus))
+        if kind == "pretrain" and run.run.max_steps is None and not open_source(dataset).is_local:
+            found.add(
+                f"--dataset {dataset} is streamed and its length unknown: give --max_steps, the schedule needs it"
+            )
+    model_config = found.attempt(lambda: _model_config(run, tokenizer, weights_folder))
+    if model_config is not None and tokenizer is not None:
+        found.attempt(lambda: check_vocabulary(tokenizer, model_config.vocab_size))
+    if model_config is not None and checkpoint is not None:
+        shapes = {name: parameter.shape for name, parameter in empty_model(model_config).named_parameters()}
+        found.attempt(lambda: checkpoint.check_fits(shapes))
+    found.raise_if_any()
+    return Plan(
+        run=run,
+        environment=environment,
+        device=device,
+        model_config=model_config,
+        tokenizer=tokenizer,
+        weights_folder=weights_folder,
+        checkpoint=checkpoint,
+        dataset=dataset,
+        warnings=[str(w.message) for w in caught] + check.warnings(run, environment.world_size, device),
+    )
+
+
+class _Problems:
+    """Gathers what is wrong instead of stopping at the first of it."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self._problems = problems
+
+    def add(self, problem: str) -> None:
+        if problem not in self._problems:
+            self._problems.append(problem)
+
+    def attempt(self, action: Callable[[], Any]) -> Any:
+        """The action's value, or None after keeping what it complained about."""
+        try:
+            return action()
+        except ConfigurationError as error:
+            for problem in error.problems:
+                self.add(problem)
+        except LlamaDytError as error:
+            self.add(str(error))
+        return None
+
+    def raise_if_any(self) -> None:
+        if self._problems:
+            raise ConfigurationError(self._problems)
+
+
+def _weights_folder(run: RunConfig) -> Path | None:
+    """The HF folder that --model_path means: one of ours, a checkpoint's, a save_dir's newest, or the hub's."""
+    name = run.model.model_path
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return _from_hub(name)
+    if (path / "config.json").is_file():
+        return path
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    steps = complete_steps(path)
+    if not steps:
+        raise ConfigurationError(
+            f"--model_path {name}: no config.json and no complete checkpoint in it; give an HF folder or a checkpoint"
+        )
+    return steps[-1] / "model"
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from requests import RequestException
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "tokenizer*"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RequestException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"--model_path {name}: no such folder, and the hub did not give it ({reason}); give a local HF folder"
+        ) from None
+
+
+def _checkpoint(run: RunConfig) -> Checkpoint | None:
+    """What to resume from; refuses to start a new run on top of another one's files."""
+    save_dir = Path(run.run.save_dir)
+    if run.run.load is not None:
+        path = find_checkpoint(run.run.load, save_dir)
+        if path is None or path.resolve().parent == save_dir.resolve():
+            return Checkpoint(path) if path else None
+        checkpoint = Checkpoint(path)
+    else:
+        checkpoint = None
+    present = complete_steps(save_dir) or ([save_dir / METRICS_FILE] if (save_dir / METRICS_FILE).exists() else [])
+    if present:
+        raise ConfigurationError(
+            f"--save_dir {save_dir} already holds a run ({present[-1].name}): give --load auto to go on with it, or "
+            "another --save_dir to start anew"
+        )
+    return checkpoint
+
+
+def _tokenizer_name(run: RunConfig, weights_folder: Path | None, corpus: Any) -> str:
+    if run.model.tokenizer is not None:
+        return run.model.tokenizer
+    if weights_folder is not None:
+        return str(weights_folder)
+    return str(corpus.tokenizer_folder) if corpus else DEFAULT_TOKENIZER
+
+
+def _model_config(
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase | None, weights_folder: Path | None
+) -> PretrainedConfig:
+    """The HF config: of the weights, of a config file, or of a named size whose vocabulary is the tokenizer's."""
+    model = run.model
+    named = weights_folder is None and not Path(str(model.config)).exists()
+    size = model.size() if weights_folder is None else None
+    ids = {}
+    if tokenizer is not None and weights_folder is None:
+        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return build_config(
+        weights_folder or model.config,
+        norm=model.norm,
+        attn_alpha_init_value=model.attn_alpha_init_value,
+        ffn_alpha_init_value=model.ffn_alpha_init_value,
+        dec_alpha_init_value=model.dec_alpha_init_value,
+        hidden_size=model.hidden_width,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_key_value_heads,
+        intermediate_size=model.intermediate_size,
+        vocab_size=len(tokenizer) if named and tokenizer is not None else None,
+        max_position_embeddings=max(size.max_length, run.data.max_length) if named else None,
+        attn_implementation="flash_attention_2" if model.flash_attention and device_type() == "cuda" else "sdpa",
+        **ids,
+    )
+
+
+def say(plan: Plan, message: str) -> None:
+    """Print a line on the first process alone."""
+    if plan.is_first_process:
+        print(message, file=sys.stderr, flush=True)

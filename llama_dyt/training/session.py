@@ -1,0 +1,263 @@
+"""A run from launch to summary, shared by the entries: what happens between a checked plan and the loop.
+
+An entry makes the batches; everything that pretraining and fine-tuning have in common is here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from llama_dyt.boosters.boosted import Boosted
+from llama_dyt.boosters.launch import launch, read_environment, shutdown
+from llama_dyt.config import check
+from llama_dyt.config.run import RunConfig
+from llama_dyt.config.settings import FINETUNE_WARMUP_FRACTION
+from llama_dyt.data.step import Step
+from llama_dyt.errors import LlamaDytError
+from llama_dyt.models import build_model, count_parameters, load_pretrained
+
+from .checkpoint import CheckpointWriter
+from .memory import estimate_memory
+from .optimizer import parameter_groups
+from .performance import Speedometer
+from .plan import Plan, say
+from .randomness import set_rng_state
+from .restore import restore_state
+from .tracking import METRICS_FILE, Tracker
+from .trainer import Progress, Schedule, Trainer
+
+TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+INTERRUPTED_STATUS = 143
+"""Exit status of a run that saved and ended because it was asked to (128 + SIGTERM): not a success, not an error."""
+
+
+class Session:
+    """A launched run: the process group exists, the model is boosted, a checkpoint is restored."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.run: RunConfig = plan.run
+        for warning in plan.warnings:
+            say(plan, f"warning: {warning}")
+        launch(self.run.run.seed, plan.environment)
+        self.boosted = self._boost()
+        self.grid = self.boosted.grid
+        self.progress = Progress()
+        if plan.checkpoint is not None:
+            self._restore()
+
+    def _boost(self) -> Boosted:
+        run, plan = self.run, self.plan
+        if plan.weights_folder is not None:
+            model = load_pretrained(plan.weights_folder, plan.model_config)
+        else:
+            model = build_model(plan.model_config, seed=run.run.seed)
+        if run.model.gradient_checkpoint:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._describe_model = f"{plan.model_config.norm_type} LLaMA, {sum(p.numel() for p in model.parameters()):,}"
+        groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
+        return Boosted(run, model, groups)
+
+    def _restore(self) -> None:
+        checkpoint = self.plan.checkpoint
+        restore_state(checkpoint, self.boosted.state, self.boosted.scaler)
+        saved = checkpoint.trainer_state
+        self.progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__})
+        generators = saved["rng"]
+        if len(generators) == dist.get_world_size():
+            set_rng_state(generators[dist.get_rank()])
+        say(self.plan, f"resumed from {checkpoint.path}, step {self.progress.step}")
+
+    def train(self, batches: Iterable[Step], total_steps: int, describe: str) -> None:
+        """Drive the loop over `batches` to `total_steps`, then say what came of it. Ends the process if interrupted."""
+        plan, run = self.plan, self.run
+        save_dir = Path(run.run.save_dir)
+        for warning in check.warnings(run, plan.environment.world_size, plan.device, total_steps=total_steps):
+            if warning not in plan.warnings:
+                say(plan, f"warning: {warning}")
+        schedule = make_schedule(run, total_steps)
+        self._compare_schedule(schedule)
+        speedometer = self.speedometer()
+        writer = CheckpointWriter(save_dir, self.boosted.state, self.grid, self._save_model_files)
+        if plan.checkpoint is not None:
+            writer.last_path = plan.checkpoint.path
+        tensorboard_dir = Path(run.run.tensorboard_dir) if run.run.tensorboard_dir else None
+        say(
+            plan,
+            f"{describe}: {self._describe_model} parameters, {run.booster.plugin} {run.booster.mixed_precision} on "
+            f"{dist.get_world_size()} {plan.device} process(es), {run.tokens_per_step(dist.get_world_size()):,} tokens a "
+            f"step, {total_steps} steps",
+        )
+        tracker = Tracker(
+            enabled=plan.is_first_process,
+            save_dir=save_dir,
+            tensorboard_dir=tensorboard_dir,
+            config_yaml=run.to_yaml(),
+            start_step=self.progress.step,
+            total_steps=total_steps,
+            description=describe,
+        )
+        trainer = Trainer(
+            self.boosted,
+            schedule,
+            speedometer,
+            tracker,
+            writer,
+            self.progress,
+            run.run.log_interval,
+            run.run.save_interval,
+        )
+        start, first_token = time.perf_counter(), self.progress.tokens_seen
+        try:
+            finished = trainer.fit(batches, total_steps)
+        finally:
+            tracker.close()
+            if hasattr(batches, "close"):
+                batches.close()
+        picture = tracker.draw(f"{describe}: {self._describe_model} parameters", plan.model_config.vocab_size)
+        seconds = time.perf_counter() - start
+        if plan.is_first_process:
+            speed = speedometer.speed(self.progress.tokens_seen - first_token, seconds)
+            outcome = "finished" if finished else "stopped by a signal"
+            print(f"{outcome} at step {self.progress.step} of {total_steps}, {self.progress.tokens_seen:,} tokens seen")
+            print(
+                f"  speed       {speed.tokens_per_second:,.0f} tokens/s over all, {speed.tflops_per_device:.3f} TFLOPS a "
+                f"device, {speed.mfu:.1%} MFU (peak {speedometer.peak_tflops:.2f} TFLOPS, {speedometer.peak_source})"
+            )
+            if self.progress.skipped_steps:
+                print(f"  skipped     {self.progress.skipped_steps} fp16 steps that overflowed")
+            print(f"  checkpoint  {writer.last_path}")
+            print(f"  metrics     {save_dir / METRICS_FILE}")
+            if picture:
+                print(f"  picture     {picture}")
+            if tensorboard_dir:
+                print(f"  tensorboard tensorboard --logdir {tensorboard_dir}")
+            if not finished:
+                print("  go on with  the same command and --load auto")
+            sys.stdout.flush()
+        if not finished:
+            shutdown()
+            sys.exit(INTERRUPTED_STATUS)
+
+    def speedometer(self) -> Speedometer:
+        run = self.run
+        return Speedometer(
+            self.plan.model_config,
+            sequence_length=run.data.max_length,
+            gradient_checkpoint=run.model.gradient_checkpoint,
+            num_devices=dist.get_world_size(),
+            device=self.boosted.device,
+            dtype=TORCH_DTYPES[run.booster.mixed_precision],
+        )
+
+    def from_first_rank(self, compute: Callable[[], Any]) -> Any:
+        """A value that the first rank computes and all get; its failure is everyone's."""
+        box: list[Any] = [None]
+        if dist.get_rank() == 0:
+            try:
+                box = [("value", compute())]
+            except LlamaDytError as error:
+                box = [("error", error)]
+        dist.broadcast_object_list(box, src=0)
+        kind, value = box[0]
+        if kind == "error":
+            raise value
+        return value
+
+    def _save_model_files(self, folder: Path) -> None:
+        """Config, modeling files and tokenizer of a checkpoint's `model/`, so that it is an ordinary HF folder."""
+        save_config(self.plan.model_config, folder)
+        if self.plan.tokenizer is not None:
+            self.plan.tokenizer.save_pretrained(folder)
+
+    def _compare_schedule(self, schedule: Schedule) -> None:
+        if self.plan.checkpoint is None:
+            return
+        for key, saved in self.plan.checkpoint.schedule.items():
+            now = schedule.to_json()[key]
+            if now != saved:
+                say(self.plan, f"warning: the schedule's {key} is {now}, the checkpoint was made with {saved}")
+
+
+def save_config(config: Any, folder: Path) -> None:
+    """Write config.json and the modeling files that make a folder load without this package."""
+    from llama_dyt.models import export_modeling_files
+
+    config = type(config).from_dict(config.to_dict())
+    config.architectures = ["LlamaDytForCausalLM"]
+    config.dtype = "float32"
+    config.save_pretrained(folder)
+    export_modeling_files(folder)
+
+
+def make_schedule(run: RunConfig, total_steps: int) -> Schedule:
+    """The learning rate's course over a run of `total_steps`."""
+    warmup = run.optimizer.warmup_steps
+    if warmup is None:
+        warmup = round(FINETUNE_WARMUP_FRACTION * total_steps)
+    return Schedule(run.optimizer.lr_scheduler, run.optimizer.lr, warmup, total_steps)
+
+
+def print_dry_run(plan: Plan, total_steps: int | None) -> None:
+    """Print the resolved run and what it will take; on the first process."""
+    if not plan.is_first_process:
+        return
+    run, world_size = plan.run, plan.environment.world_size
+    num_parameters = count_parameters(plan.model_config)
+    memory = estimate_memory(run, plan.model_config, num_parameters, world_size)
+    tokens = run.tokens_per_step(world_size)
+    print(run.to_yaml().rstrip())
+    print(f"# parameters      {num_parameters:,}")
+    print(f"# processes       {world_size} ({plan.device}), data-parallel {run.booster.data_parallel_size(world_size)}")
+    print(f"# tokens a step   {tokens:,}")
+    if total_steps is not None:
+        print(f"# steps           {total_steps:,} ({total_steps * tokens:,} tokens)")
+    gigabyte = 2.0**30
+    print(
+        f"# memory a rank   {memory.device_total / gigabyte:.2f} GiB: parameters {memory.parameters / gigabyte:.2f}, "
+        f"gradients {memory.gradients / gigabyte:.2f}, optimizer {memory.optimizer / gigabyte:.2f}, activations about "
+        f"{memory.activations / gigabyte:.2f}" + (f"; on the host {memory.host / gigabyte:.2f}" if memory.host else "")
+    )
+    for warning in plan.warnings:
+        print(f"# warning: {warning}")
+
+
+def run_entry(main: Callable[[], None]) -> NoReturn | None:
+    """Run an entry's main so that a mistake is one line, every rank ends, and no destructor hangs in a collective."""
+    try:
+        main()
+    except LlamaDytError as error:
+        _report(f"error: {error}")
+        _exit_now(2)
+    except KeyboardInterrupt:
+        _exit_now(130)
+    except Exception:
+        _report(f"unexpected failure on rank {read_environment().rank}:\n{traceback.format_exc().rstrip()}")
+        _exit_now(1)
+    shutdown()
+
+
+def _report(message: str) -> None:
+    """Print on stderr. The first process of a machine speaks at once; the others only if nobody ended the run before:
+    what is wrong is nearly always the same on all of them, and one message is enough."""
+    environment = read_environment()
+    if environment.local_rank != 0:
+        time.sleep(3.0)
+        message = f"[rank {environment.rank}] {message}"
+    print(message, file=sys.stderr, flush=True)
+
+
+def _exit_now(status: int) -> NoReturn:
+    """End without the interpreter's clean-up, which could wait for ranks that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

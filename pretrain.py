@@ -1,0 +1,52 @@
+"""Pretrain a LLaMA with Dynamic Tanh: `python pretrain.py --help`, or docs/training.md."""
+
+from llama_dyt.data.loader import TokenBatches, count_steps
+from llama_dyt.training.plan import Plan, make_plan, say
+from llama_dyt.training.session import Session, print_dry_run, run_entry
+
+
+def total_steps(plan: Plan) -> int:
+    """Optimizer steps of the run: --max_steps, or what the epochs over a local dataset come to, whichever is less."""
+    run = plan.run
+    if run.run.max_steps is not None:
+        return run.run.max_steps
+    say(plan, "counting the dataset's tokens (give --max_steps to skip this) ...")
+    count = count_steps(
+        plan.dataset,
+        plan.tokenizer,
+        run.data.max_length,
+        run.data.batch_size,
+        run.optimizer.gradient_accumulation_steps,
+        run.booster.data_parallel_size(plan.environment.world_size),
+        run.data.num_epochs,
+        skip_bad_lines=run.data.skip_bad_lines,
+    )
+    say(plan, f"{count.documents:,} documents, {count.tokens:,} tokens, {count.steps:,} steps")
+    return count.steps
+
+
+def main() -> None:
+    plan = make_plan("pretrain")
+    if plan.run.run.dry_run:
+        print_dry_run(plan, total_steps(plan))
+        return
+    session = Session(plan)
+    run, grid = plan.run, session.grid
+    steps = session.from_first_rank(lambda: total_steps(plan))
+    batches = TokenBatches(
+        plan.dataset,
+        plan.tokenizer,
+        run.data.max_length,
+        run.data.batch_size,
+        run.optimizer.gradient_accumulation_steps,
+        grid.dp_rank,
+        grid.dp_size,
+        run.data.num_epochs,
+        session.progress.position,
+        skip_bad_lines=run.data.skip_bad_lines,
+    )
+    session.train(batches, steps, "pretraining")
+
+
+if __name__ == "__main__":
+    run_entry(main)
