@@ -28,8 +28,8 @@ def probe(name: str, *, repo_type: str = "dataset", revision: str | None = None)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-    remedy = _LOCAL_REMEDY if repo_type == "dataset" else "give a local folder instead"
-    kind = "dataset" if repo_type == "dataset" else "repository"
+    remedy = _LOCAL_REMEDY if repo_type == "dataset" else "give --tokenizer a local folder or file"
+    kind = "dataset" if repo_type == "dataset" else "tokenizer"
     try:
         info = HfApi().repo_info(name, repo_type=repo_type, revision=revision, timeout=_PROBE_SECONDS)
     except GatedRepoError as error:

@@ -106,6 +106,8 @@ def _load_sentencepiece(path: Path):
         for kind in ("unk", "bos", "eos", "pad")
         if getattr(processor, f"{kind}_id")() >= 0
     }
+    # add_bos_token is for those who generate from the checkpoint: they must begin as training documents begin.
+    special["add_bos_token"] = processor.bos_id() >= 0
     tokenizer = LlamaTokenizer.from_pretrained(
         str(path.parent), vocab_file=str(path), add_prefix_space=proto.normalizer_spec.add_dummy_prefix, **special
     )

@@ -1,0 +1,131 @@
+"""The sample corpus: real, deterministic, disjoint, and built once however many ask."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llama_dyt.data import sample as module
+from llama_dyt.data.baselines import (
+    TextCounts,
+    count_text,
+    gzip_bits_per_byte,
+    model_bits_per_byte,
+    unigram_bits_per_byte,
+)
+from llama_dyt.data.sample import build_sample_corpus, is_held_out, sample_documents
+from llama_dyt.data.sources import open_source
+from llama_dyt.data.tokenizer import encode_batch, load_tokenizer
+from llama_dyt.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return build_sample_corpus(tmp_path_factory.mktemp("data") / "sample")
+
+
+def lines(file):
+    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
+
+
+def test_corpus_is_in_redpajamas_form_and_large_enough(corpus):
+    documents = [values[0] for values, _ in open_source(corpus.train_glob).iterate()]
+    assert len(documents) > 200
+    assert sum(map(len, documents)) > 3_000_000
+    for document in lines(corpus.validation_file):
+        assert set(document) == {"text", "meta"}
+        assert document["meta"]["source"] in ("python-library", "python-help")
+
+
+def test_held_out_documents_are_disjoint_from_training_and_chosen_by_hash(corpus):
+    train = {values[0] for values, _ in open_source(corpus.train_glob).iterate()}
+    held_out = {document["text"] for document in lines(corpus.validation_file)}
+    assert len(held_out) >= 10
+    assert not train & held_out
+    assert all(map(is_held_out, held_out))
+    assert not any(map(is_held_out, train))
+
+
+def test_tokenizer_fits_and_gives_the_corpus_back(corpus):
+    tokenizer = load_tokenizer(corpus.tokenizer_folder)
+    assert len(tokenizer) == module.VOCAB_SIZE == 4096
+    texts = [document["text"] for document in lines(corpus.validation_file)]
+    encoded = encode_batch(tokenizer, texts)
+    assert [tokenizer.decode(ids) for ids in encoded] == texts
+    assert sum(len(text) for text in texts) / sum(map(len, encoded)) > 3
+
+
+def test_second_call_returns_at_once(corpus):
+    before = time.perf_counter()
+    assert build_sample_corpus(corpus.folder.parent) == corpus
+    assert time.perf_counter() - before < 0.1
+    assert open_source("sample", sample_folder=corpus.folder.parent).files
+
+
+def test_documents_are_the_same_every_time():
+    assert [d["text"] for d in sample_documents()] == [d["text"] for d in sample_documents()]
+
+
+def test_processes_that_ask_at_once_build_one_corpus_and_leave_nothing_else(tmp_path):
+    program = (
+        "import sys\n"
+        "from llama_dyt.data import sample\n"
+        "sample._TOKENIZER_CHARACTERS = 300_000; sample.VOCAB_SIZE = 600\n"
+        "documents = list(sample.sample_documents())[:120]\n"
+        "sample.sample_documents = lambda: documents\n"
+        "sample._LEAST_CHARACTERS = 1000\n"
+        "build = sample._build_aside\n"
+        "sample._build_aside = lambda target: (print('built'), build(target))\n"
+        "sample.build_sample_corpus(sys.argv[1])\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, tmp_path / "sample"], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert sum("built" in output for output in outputs) == 1
+    left = [path.name for path in (tmp_path / "sample").iterdir() if not path.name.endswith(".lock")]
+    assert left == [build_sample_corpus(tmp_path / "sample").folder.name]
+
+
+def test_failed_build_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "sample_documents", lambda: iter([{"text": "too little", "meta": {}}]))
+    with pytest.raises(DataError, match="too few of its own sources"):
+        build_sample_corpus(tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_folder_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be built in") as caught:
+        build_sample_corpus(tmp_path / "file" / "sample")
+    assert "\n" not in str(caught.value)
+
+
+def test_baselines_are_what_they_say(corpus):
+    tokenizer = load_tokenizer(corpus.tokenizer_folder)
+    held_out = count_text(corpus.validation_file, tokenizer)
+    texts = [document["text"] for document in lines(corpus.validation_file)]
+    assert held_out.num_bytes == sum(len(text.encode()) for text in texts)
+    assert held_out.num_documents == len(texts)
+    assert held_out.num_tokens == sum(map(len, encode_batch(tokenizer, texts))) + len(texts)
+    assert held_out.tokens[tokenizer.eos_token_id] == len(texts)
+    unigram = unigram_bits_per_byte(count_text(corpus.train_glob, tokenizer), held_out)
+    assert 2.0 < unigram < 3.5
+    assert 1.5 < gzip_bits_per_byte(texts) < 2.6
+    # A model that knows nothing is worse than the unigram model, by their definitions.
+    import math
+
+    assert model_bits_per_byte(math.log(4096), held_out) > unigram
+
+
+def test_unigram_of_a_known_distribution():
+    import numpy as np
+
+    train = TextCounts(np.array([3, 3, 3, 3]) * 1000 - 1, 1, 1)
+    held_out = TextCounts(np.array([1, 1, 1, 1]), 1, 8)
+    assert unigram_bits_per_byte(train, held_out) == pytest.approx(1.0)  # 4 tokens of 2 bits in 8 bytes
