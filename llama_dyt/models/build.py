@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from llama_dyt.config.sizes import SIZES, Size, canonical_name, get_size
@@ -77,9 +78,10 @@ def build_config(
         raise ConfigurationError([f"{name_or_path}: {problem}" for problem in problems])
     try:
         return LlamaDytConfig(**values)
-    except (ValueError, TypeError) as error:
-        # transformers' strict configs raise one of these a field, with the reason on the last line.
-        raise ConfigurationError(f"{name_or_path}: {str(error).strip().splitlines()[-1].strip()}") from error
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        # A strict config puts the reason, after its kind, on the last line.
+        reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
+        raise ConfigurationError(f"{name_or_path}: {reason}") from error
 
 
 def build_model(config: LlamaDytConfig, *, seed: int | None = None) -> LlamaDytForCausalLM:

@@ -35,7 +35,8 @@ class LlamaDytConfig(LlamaConfig):
     rmsnorm the alphas stay None.
 
     Raises:
-        ValueError: norm_type is unknown, or an alpha is not above 0.
+        StrictDataclassError (huggingface_hub's): a field is of a wrong type, norm_type is unknown, or an alpha is not
+            above 0.
     """
 
     model_type = "llama_dyt"

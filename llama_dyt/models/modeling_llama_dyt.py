@@ -209,8 +209,8 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
         Args:
             input_ids: (batch, sequence); or inputs_embeds: (batch, sequence, hidden_size), already scaled.
             attention_mask: (batch, past + sequence), 0 at padding. None: plain causal attention, with no mask made.
-            position_ids: (batch, sequence). None: counted on from the cache. Where they start anew within a row,
-                attention does too.
+            position_ids: (batch, sequence). None: counted on from the cache. Where they start anew within a row
+                and there is no cache, attention does too.
             use_cache: None: as the config says, but never in training.
         """
         if (input_ids is None) == (inputs_embeds is None):
