@@ -87,7 +87,7 @@ explain_pip_failure() {
   missing="$(grep -oE 'No matching distribution found for .*' "$log" | head -n 1)" || true
   if grep -qE 'No space left on device|Errno 28' "$log"; then
     echo "no room left on disk while installing into $VENV (pip also needs room in ${TMPDIR:-/tmp}); free some and run this again"
-  elif grep -qiE 'name resolution|NewConnectionError|Failed to establish a new connection|Network is unreachable|ConnectTimeout|Cannot connect to proxy|Connection (refused|reset)|Read timed out' "$log"; then
+  elif grep -qiE 'name resolution|Name or service not known|nodename nor servname|NewConnectionError|Failed to establish a new connection|Network is unreachable|ConnectTimeout|Cannot connect to proxy|Connection (refused|reset)|Read timed out' "$log"; then
     echo "the package index could not be reached (no network?); see $log, then run this again: what was downloaded is kept"
   elif [ -n "$missing" ]; then
     echo "$missing, for Python $(python_version "$VENV/bin/python") on $(uname -sm); see $log"
@@ -100,16 +100,19 @@ explain_pip_failure() {
 # PIP_FAILURE says why.
 PIP_PID=""
 pip_install() { # pip's arguments
-  local log="$VENV/setup.log" status=0
+  local log="$VENV/setup.log" status=0 viewer
   touch "$VENV/.unfinished"
   # --no-compile: byte-compiling all of it takes longer than the download; check_stack compiles what runs import.
   PIP_DISABLE_PIP_VERSION_CHECK=1 "$VENV/bin/python" -m pip install --no-compile --no-input "$@" >"$log" 2>&1 &
   PIP_PID=$!
-  tail -n +1 -s 0.2 -f --pid="$PIP_PID" "$log" 2>/dev/null | sed -unE \
+  # In the background too: only during `wait` does bash heed a signal at once.
+  tail -n +1 -s 0.2 -f --pid="$PIP_PID" "$log" 2>/dev/null 9>&- | sed -unE \
     -e 's/^ *Downloading (.*\/)?([^/ ]+) \(([0-9.]+ (MB|GB))\).*/  downloading \2 (\3)/p' \
-    -e 's/^Installing collected packages: .*/  unpacking/p' || true
+    -e 's/^Installing collected packages: .*/  unpacking/p' 9>&- &
+  viewer=$!
   wait "$PIP_PID" || status=$?
   PIP_PID=""
+  wait "$viewer" || true
   [ "$status" -ne 0 ] || return 0
   # Until pip begins to unpack, the environment is as it was; after that only a fresh one can be trusted.
   grep -q '^Installing collected packages' "$log" || rm -f "$VENV/.unfinished"
@@ -122,7 +125,7 @@ make_environment() {
   local have parent
   "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || fail \
     "$PYTHON has no venv module; on Debian or Ubuntu: apt-get install python3-venv (or python$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv)"
-  if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV" 2>/dev/null)" ]; then
+  if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ ! -f "$VENV/.unfinished" ] && [ -n "$(ls -A "$VENV" 2>/dev/null)" ]; then
     fail "$VENV is there and is no virtual environment; move it away, or name another place: VENV=/path bash scripts/setup.sh"
   fi
   parent="$(dirname "$VENV")"
@@ -131,7 +134,11 @@ make_environment() {
   [ "$have" -ge "$NEEDED_GB" ] || fail \
     "$parent has $have GB free and set-up needs $NEEDED_GB GB (a CUDA build of torch more); free some, or name another place: VENV=/path bash scripts/setup.sh"
   say "making $VENV with Python $(python_version "$PYTHON")"
-  "$PYTHON" -m venv --clear "$VENV" || fail "$PYTHON -m venv $VENV stopped with an error"
+  # Not venv's own --clear: the mark of an unfinished set-up has to be there from the first file to the last.
+  rm -rf "$VENV"
+  mkdir "$VENV" && touch "$VENV/.unfinished" || fail "cannot write in $VENV; name another place: VENV=/path bash scripts/setup.sh"
+  "$PYTHON" -m venv "$VENV" || fail "$PYTHON -m venv $VENV stopped with an error"
+  rm "$VENV/.unfinished"
 }
 
 # Imports what a run imports: proves the stack complete, and leaves its byte code behind, which makes every later start
