@@ -6,10 +6,13 @@ faults of its wrappers are mended here, where they are made. What must be mended
 
 from __future__ import annotations
 
+import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from colossalai.accelerator import get_accelerator
@@ -21,6 +24,7 @@ from colossalai.zero import GeminiDDP, GeminiOptimizer
 from torch import nn
 
 from llama_dyt.config.run import RunConfig
+from llama_dyt.errors import TrainingError
 
 from .gemini_state import GeminiState, write_into_chunk
 from .scaler import INITIAL_SCALE
@@ -56,8 +60,8 @@ def build_gemini(
     settings = run.booster
     automatic = settings.plugin == "gemini_auto"
     on_gpu = get_accelerator().name == "cuda"
-    if settings.memory_limit is not None:
-        limit_device_memory(settings.memory_limit * _MEGA)
+    if automatic:
+        _plan_device_memory(settings.memory_limit * _MEGA if settings.memory_limit else None)
     offload_param_frac = settings.offload_param_frac
     if offload_param_frac and (settings.shard_param_frac != 1 or settings.offload_optim_frac != 1):
         # Upstream StaticPlacementPolicy ignores it too, but places the chunks before it does.
@@ -87,17 +91,30 @@ def build_gemini(
     )
 
 
-def limit_device_memory(num_bytes: int) -> None:
-    """Bound what automatic placement plans with, for one process; on a GPU torch enforces it too."""
-    # `AutoPlacementPolicy.evict_tensors` takes its capacity from this module of the engine.
+def _plan_device_memory(limit_bytes: int | None) -> None:
+    """Tell automatic placement how much device memory this process has: all of its GPU, or its share of the machine.
+
+    Args:
+        limit_bytes: a bound of the user's; on a GPU torch enforces it too.
+    """
+    # `AutoPlacementPolicy.evict_tensors` takes its capacity from the engine's legacy part.
+    from colossalai.legacy.core import global_context
     from colossalai.legacy.utils import memory
 
     if get_accelerator().name == "cuda":
-        total = torch.cuda.get_device_properties(get_accelerator().get_current_device()).total_memory
-        memory.colo_set_process_memory_fraction(min(1.0, num_bytes / total))
+        if limit_bytes is not None:
+            total = torch.cuda.get_device_properties(get_accelerator().get_current_device()).total_memory
+            memory.colo_set_process_memory_fraction(min(1.0, limit_bytes / total))
+        return
+    # Left at -1 by everything but the legacy launcher, which makes the capacity negative.
+    hosts: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    global_context.num_processes_on_current_node = hosts.count(socket.gethostname())
+    if limit_bytes is None:
+        limit_bytes = psutil.virtual_memory().total
     else:
-        # The engine divides the host's memory by the number of processes.
-        memory.colo_set_cpu_memory_capacity(num_bytes * dist.get_world_size())
+        limit_bytes *= global_context.num_processes_on_current_node
+    memory.colo_set_cpu_memory_capacity(limit_bytes)
 
 
 class AliasGuard(ColoParamOpHook):
@@ -146,6 +163,27 @@ class ChunkedModel(GeminiDDP):
         self.hooks.append(AliasGuard())
         for parameter, master in zip(self.fp16_params, self.fp32_params, strict=True):
             write_into_chunk(self.chunk_manager.get_chunk(master), master, exact.pop(id(parameter)))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with _memory_shortage_explained():
+            return super().forward(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        with _memory_shortage_explained():
+            super().backward(loss)
+
+
+@contextmanager
+def _memory_shortage_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "Adjust layout failed" not in str(error):  # upstream `AutoPlacementPolicy.evict_tensors`
+            raise
+        raise TrainingError(
+            f"gemini_auto cannot place the model in the memory it was given ({error}): raise --memory_limit, or lower "
+            "--warmup_ratio, the share set aside for activations in the first step"
+        ) from error
 
 
 class ChunkedOptimizer(GeminiOptimizer):
