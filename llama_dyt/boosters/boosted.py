@@ -133,6 +133,10 @@ class Boosted:
         self.optimizer.zero_grad()
         return StepResult(grad_norm=norm, skipped=skipped, loss_scale=scale)
 
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it; for timing."""
+        get_accelerator().synchronize()
+
     def set_learning_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -154,6 +154,8 @@ def _silence_engine_noise() -> None:
 
     # `Chunk` resizes storages through the deprecated Tensor.storage(); torch warns once a process.
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+    # `HybridParallelModule` passes DDP an argument that torch 2.13 renamed.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     # New names in torch 2.13 of collectives that the engine calls by the names torch 2.11 has.
     warnings.filterwarnings("ignore", message="`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)`")
     # `MemStatsCollector.finish_collection` prints a count on every rank; a `print` of the module's own shadows it.

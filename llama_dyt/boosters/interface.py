@@ -1,4 +1,4 @@
-"""What the trainer asks of any booster, as types. Free of the engine, so that checkpoints can be inspected without it."""
+"""What the trainer asks of any booster, as types; no engine in it."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class StepResult:
 class TrainingState(Protocol):
     """The state of a boosted run as whole fp32 tensors under HuggingFace names: what a checkpoint needs.
 
-    `gather` and `gradients` are collective over the ranks of a pipeline stage: all call them, with the same names in the
-    same order; only the stage's writer gets tensors, the others None.
+    `gather` and `gradients` are collective over the ranks of a pipeline stage: all call them, with the same names in
+    the same order; only the stage's writer gets tensors, the others None.
     """
 
     def sizes(self) -> dict[str, int]:

@@ -115,8 +115,8 @@ def launch(seed: int, environment: ProcessEnvironment | None = None) -> ProcessE
     environment = environment or read_environment()
     if device_type() == "cuda" and environment.local_rank >= torch.cuda.device_count():
         raise ConfigurationError(
-            f"local rank {environment.local_rank} has no GPU: this machine shows {torch.cuda.device_count()}; start at most "
-            "one process a GPU (--nproc_per_node)"
+            f"local rank {environment.local_rank} has no GPU: this machine has {torch.cuda.device_count()}; start at "
+            "most one process a GPU (--nproc_per_node)"
         )
 
     from .compat import apply_compat  # importing the engine takes seconds: not before it is needed

@@ -28,7 +28,7 @@ def stage_forward(
         hidden_states: (B, S, H), what the previous stage sent; None on the first stage.
 
     Returns:
-        {"hidden_states": (B, S, H)} to send on, or {"logits": (B, S, vocabulary or this rank's slice)} on the last stage.
+        {"hidden_states": (B, S, H)} to send on, or {"logits": (B, S, vocabulary or this rank's part)} on the last.
 
     No attention mask crosses the stages: batches are packed or padded on the right, where causal attention needs none.
     """
@@ -51,8 +51,8 @@ def stage_forward(
 def micro_batch_loss(model: nn.Module, num_items_in_batch: float):
     """The criterion of the engine's schedule: (outputs, micro batch) → fp32 loss of one micro batch.
 
-    The schedule divides each micro batch's loss by their number, so `num_items_in_batch` must be the label tokens of the
-    global batch divided by (data-parallel size × number of micro batches).
+    The schedule divides each micro batch's loss by their number, so `num_items_in_batch` must be the label tokens of
+    the global batch divided by (data-parallel size × number of micro batches).
     """
 
     def criterion(outputs: dict[str, torch.Tensor], micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:

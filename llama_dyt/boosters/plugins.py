@@ -18,7 +18,7 @@ from .launch import device_type
 from .scaler import INITIAL_SCALE
 
 NO_CLIPPING = 1e30
-"""Bound passed when clipping is off: the engine's hybrid and Gemini optimizers compute a grad norm only under a bound."""
+"""Bound passed when clipping is off: hybrid and Gemini optimizers compute a grad norm only under a bound."""
 
 
 def max_norm(run: RunConfig) -> float:

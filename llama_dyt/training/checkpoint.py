@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,8 @@ class CheckpointWriter:
                 for moment in MOMENTS:
                     moments[f"{moment}.{name}"] = tensors[moment]
             if weights:
-                attempt(lambda: _save_shard(weights, aside / "model" / shard_name("model", number, total)))
-                attempt(lambda: _save_shard(moments, aside / "optimizer" / shard_name("optimizer", number, total)))
+                attempt(partial(_save_shard, weights, aside / "model" / shard_name("model", number, total)))
+                attempt(partial(_save_shard, moments, aside / "optimizer" / shard_name("optimizer", number, total)))
         if dist.get_rank() == 0 and total > 1:
             names = [names for stage in stages for names in stage]
             attempt(lambda: _write_index(aside / "model", "model", names, [""]))
@@ -153,8 +154,8 @@ class CheckpointWriter:
             f"the last complete checkpoint is {self.last_path}" if self.last_path else "no checkpoint was written yet"
         )
         raise CheckpointError(
-            f"could not write checkpoint {final}: {messages[0]}; free space or choose another --save_dir and resume with "
-            f"--load auto ({last})"
+            f"could not write checkpoint {final}: {messages[0]}; free space or take another --save_dir, and resume "
+            f"with --load auto ({last})"
         )
 
 

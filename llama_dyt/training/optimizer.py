@@ -11,8 +11,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> 
     """Split a model's parameters into those that decay and those that do not.
 
     Args:
-        decay_all: True decays every parameter, DyT's alpha, weight and the embedding scale included, as the DyT
-            authors' program does (reproduction mode). False leaves one-dimensional parameters alone, as most recipes do.
+        decay_all: True decays every parameter, DyT's alpha, weight and embedding scale included, as the DyT authors
+            do (reproduction mode). False leaves one-dimensional parameters alone, as most recipes do.
 
     Returns:
         One or two torch parameter groups; a group is left out if it would be empty (the engine does not take one).

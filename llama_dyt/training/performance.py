@@ -1,7 +1,7 @@
 """How much work a token is, what the device could do at best, and how fast the run goes.
 
-Model FLOPs count what the mathematics needs; hardware FLOPs add what activation checkpointing recomputes. TFLOPS/GPU and
-MFU are of model FLOPs throughout this project; Colossal-AI's published figures are of hardware FLOPs.
+Model FLOPs count what the mathematics needs; hardware FLOPs add what activation checkpointing recomputes. TFLOPS/GPU
+and MFU are of model FLOPs throughout this project; Colossal-AI's published figures are of hardware FLOPs.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def peak_tflops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
         for key, tflops in PEAK_TFLOPS.items():
             if key in name:
                 return tflops, f"{name}: data sheet, dense bf16"
-    return measured_matmul_tflops(device, dtype), f"{device.type}: measured {str(dtype).removeprefix('torch.')} matmul"
+    # A processor without half-precision units emulates them far below its fp32 rate; its peak is what it can do at all.
+    rates = {kind: measured_matmul_tflops(device, kind) for kind in {dtype, torch.float32}}
+    best = max(rates, key=rates.get)
+    return rates[best], f"{device.type}: measured {str(best).removeprefix('torch.')} matmul"
 
 
 def _synchronize(device: torch.device) -> None:

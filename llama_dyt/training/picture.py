@@ -42,6 +42,7 @@ def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int)
     speed_axis.set_ylabel("tokens/s")
     speed_axis.set_ylim(bottom=0)
     speed_axis.set_xlabel("step")
+    speed_axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in (loss_axis, lr_axis, speed_axis):
         axis.grid(alpha=0.25)
     aside = path.with_name(f".{path.name}.tmp")

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from llama_dyt.boosters.interface import MOMENTS
 from llama_dyt.errors import CheckpointError
+from llama_dyt.models.pretrained import read_shapes
 
 from .checkpoint import MARKER
 
@@ -110,13 +111,12 @@ class Checkpoint:
         Raises:
             CheckpointError: naming the first parameter that differs, with both shapes.
         """
-        with TensorFiles(self.path / "model", "model") as files:
-            saved = {name: files.shape(name) for name in files.names()}
+        saved = {name: shape for name, (shape, _) in read_shapes(self.path / "model").items()}
         for name, shape in shapes.items():
             if name not in saved:
                 raise CheckpointError(
-                    f"checkpoint {self.path} has no parameter {name}, which this run's model has; give the -c/--config and "
-                    f"--norm it was trained with ({self.path / 'model' / 'config.json'})"
+                    f"checkpoint {self.path} has no parameter {name}, which this run's model has; give the --config "
+                    f"and --norm it was trained with ({self.path / 'model' / 'config.json'})"
                 )
             if saved[name] != tuple(shape):
                 raise CheckpointError(
@@ -126,8 +126,8 @@ class Checkpoint:
         extra = sorted(set(saved) - set(shapes))
         if extra:
             raise CheckpointError(
-                f"checkpoint {self.path} has parameter {extra[0]}, which this run's model lacks; give the -c/--config and "
-                f"--norm it was trained with ({self.path / 'model' / 'config.json'})"
+                f"checkpoint {self.path} has parameter {extra[0]}, which this run's model lacks; give the --config "
+                f"and --norm it was trained with ({self.path / 'model' / 'config.json'})"
             )
 
     def reader(self) -> _StateReader:
@@ -138,8 +138,8 @@ class Checkpoint:
 class _StateReader:
     def __init__(self, path: Path) -> None:
         self._stack = ExitStack()
-        self._model = TensorFiles(path / "model", "model")
-        self._optimizer = TensorFiles(path / "optimizer", "optimizer")
+        self._model = _TensorFiles(path / "model", "model")
+        self._optimizer = _TensorFiles(path / "optimizer", "optimizer")
 
     def __enter__(self) -> _StateReader:
         self._stack.enter_context(self._model)
@@ -156,7 +156,7 @@ class _StateReader:
         return tensors
 
 
-class TensorFiles:
+class _TensorFiles:
     """The tensors of one or many safetensors files under one index."""
 
     def __init__(self, folder: Path, kind: str) -> None:
@@ -169,7 +169,7 @@ class TensorFiles:
         self._handles: dict[str, Any] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> TensorFiles:
+    def __enter__(self) -> _TensorFiles:
         if not self._files:
             raise CheckpointError(f"{self._folder}: no safetensors file; is this a model folder?")
         for path in self._files:
@@ -183,12 +183,6 @@ class TensorFiles:
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()
-
-    def names(self) -> list[str]:
-        return list(self._handles)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._handles[name].get_slice(name).get_shape())
 
     def read(self, name: str) -> torch.Tensor:
         if name not in self._handles:

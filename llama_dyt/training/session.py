@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from llama_dyt.boosters.boosted import Boosted
+from llama_dyt.boosters.boosted import Boosted, peak_memory_mb
 from llama_dyt.boosters.launch import launch, read_environment, shutdown
 from llama_dyt.config import check
 from llama_dyt.config.run import RunConfig
@@ -33,7 +33,7 @@ from .plan import Plan, say
 from .randomness import set_rng_state
 from .restore import restore_state
 from .tracking import METRICS_FILE, Tracker
-from .trainer import Progress, Schedule, Trainer
+from .trainer import Ending, Progress, Schedule, Trainer
 
 TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 INTERRUPTED_STATUS = 143
@@ -63,7 +63,9 @@ class Session:
             model = build_model(plan.model_config, seed=run.run.seed)
         if run.model.gradient_checkpoint:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._describe_model = f"{plan.model_config.norm_type} LLaMA, {sum(p.numel() for p in model.parameters()):,}"
+        self._model_in_words = (
+            f"{plan.model_config.norm_type} LLaMA of {sum(p.numel() for p in model.parameters()):,} parameters"
+        )
         groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
         return Boosted(run, model, groups)
 
@@ -84,19 +86,11 @@ class Session:
         for warning in check.warnings(run, plan.environment.world_size, plan.device, total_steps=total_steps):
             if warning not in plan.warnings:
                 say(plan, f"warning: {warning}")
-        schedule = make_schedule(run, total_steps)
-        self._compare_schedule(schedule)
-        speedometer = self.speedometer()
         writer = CheckpointWriter(save_dir, self.boosted.state, self.grid, self._save_model_files)
         if plan.checkpoint is not None:
             writer.last_path = plan.checkpoint.path
         tensorboard_dir = Path(run.run.tensorboard_dir) if run.run.tensorboard_dir else None
-        say(
-            plan,
-            f"{describe}: {self._describe_model} parameters, {run.booster.plugin} {run.booster.mixed_precision} on "
-            f"{dist.get_world_size()} {plan.device} process(es), {run.tokens_per_step(dist.get_world_size()):,} tokens a "
-            f"step, {total_steps} steps",
-        )
+        say(plan, f"{describe}: {self.description}, {total_steps} steps")
         tracker = Tracker(
             enabled=plan.is_first_process,
             save_dir=save_dir,
@@ -106,32 +100,24 @@ class Session:
             total_steps=total_steps,
             description=describe,
         )
-        trainer = Trainer(
-            self.boosted,
-            schedule,
-            speedometer,
-            tracker,
-            writer,
-            self.progress,
-            run.run.log_interval,
-            run.run.save_interval,
-        )
+        trainer = self.make_trainer(total_steps, tracker, writer)
+        self._compare_schedule(trainer.schedule)
         start, first_token = time.perf_counter(), self.progress.tokens_seen
         try:
-            finished = trainer.fit(batches, total_steps)
+            ending = trainer.fit(batches, total_steps)
         finally:
             tracker.close()
             if hasattr(batches, "close"):
                 batches.close()
-        picture = tracker.draw(f"{describe}: {self._describe_model} parameters", plan.model_config.vocab_size)
+        picture = tracker.draw(f"{describe}: {self._model_in_words}", plan.model_config.vocab_size)
         seconds = time.perf_counter() - start
         if plan.is_first_process:
+            speedometer = trainer.speedometer
             speed = speedometer.speed(self.progress.tokens_seen - first_token, seconds)
-            outcome = "finished" if finished else "stopped by a signal"
-            print(f"{outcome} at step {self.progress.step} of {total_steps}, {self.progress.tokens_seen:,} tokens seen")
+            print(f"{ending} at step {self.progress.step} of {total_steps}, {self.progress.tokens_seen:,} tokens seen")
             print(
-                f"  speed       {speed.tokens_per_second:,.0f} tokens/s over all, {speed.tflops_per_device:.3f} TFLOPS a "
-                f"device, {speed.mfu:.1%} MFU (peak {speedometer.peak_tflops:.2f} TFLOPS, {speedometer.peak_source})"
+                f"  speed       {speed.tokens_per_second:,.0f} tokens/s over all, {speed.tflops_per_device:.3f} TFLOPS "
+                f"a device, {speed.mfu:.1%} MFU (peak {speedometer.peak_tflops:.2f} TFLOPS, {speedometer.peak_source})"
             )
             if self.progress.skipped_steps:
                 print(f"  skipped     {self.progress.skipped_steps} fp16 steps that overflowed")
@@ -141,16 +127,30 @@ class Session:
                 print(f"  picture     {picture}")
             if tensorboard_dir:
                 print(f"  tensorboard tensorboard --logdir {tensorboard_dir}")
-            if not finished:
+            if ending is Ending.INTERRUPTED:
                 print("  go on with  the same command and --load auto")
             sys.stdout.flush()
-        if not finished:
+        if ending is Ending.INTERRUPTED:
             shutdown()
             sys.exit(INTERRUPTED_STATUS)
 
-    def speedometer(self) -> Speedometer:
+    @property
+    def description(self) -> str:
+        """The run in one line: model, plugin, processes, tokens a step."""
+        booster, world_size = self.run.booster, dist.get_world_size()
+        layout = f", tp {booster.tp} pp {booster.pp}" if booster.tp * booster.pp > 1 else ""
+        return (
+            f"{self._model_in_words}, {booster.plugin} {booster.mixed_precision}{layout} on {world_size} "
+            f"{self.plan.device} process{'es' if world_size > 1 else ''}, "
+            f"{self.run.tokens_per_step(world_size):,} tokens a step"
+        )
+
+    def make_trainer(
+        self, total_steps: int, tracker: Tracker | None = None, writer: CheckpointWriter | None = None
+    ) -> Trainer:
+        """The loop of this run; without tracker and writer it keeps nothing (the benchmark)."""
         run = self.run
-        return Speedometer(
+        speedometer = Speedometer(
             self.plan.model_config,
             sequence_length=run.data.max_length,
             gradient_checkpoint=run.model.gradient_checkpoint,
@@ -158,6 +158,22 @@ class Session:
             device=self.boosted.device,
             dtype=TORCH_DTYPES[run.booster.mixed_precision],
         )
+        return Trainer(
+            self.boosted,
+            make_schedule(run, total_steps),
+            speedometer,
+            tracker or Tracker(enabled=False),
+            writer,
+            self.progress,
+            log_interval=run.run.log_interval,
+            save_interval=run.run.save_interval if writer else None,
+        )
+
+    def largest_peak_memory_mb(self) -> float:
+        """The peak memory of the rank that needed most, in MB; collective."""
+        peak = torch.tensor(peak_memory_mb(), device=self.boosted.device)
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+        return float(peak)
 
     def from_first_rank(self, compute: Callable[[], Any]) -> Any:
         """A value that the first rank computes and all get; its failure is everyone's."""

@@ -39,12 +39,12 @@ class Tracker:
     def __init__(
         self,
         enabled: bool,
-        save_dir: Path | None,
-        tensorboard_dir: Path | None,
-        config_yaml: str,
-        start_step: int,
-        total_steps: int,
-        description: str,
+        save_dir: Path | None = None,
+        tensorboard_dir: Path | None = None,
+        config_yaml: str = "",
+        start_step: int = 0,
+        total_steps: int = 0,
+        description: str = "",
     ) -> None:
         self._enabled = enabled
         self._writer = None
@@ -101,7 +101,9 @@ class Tracker:
                 elif key != "step" and isinstance(value, (int, float)):
                     self._writer.add_scalar(f"train/{key}", value, record["step"])
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s")
+            self._bar.set_postfix_str(
+                f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s", refresh=False
+            )
 
     def say(self, message: str) -> None:
         """Print a line without tearing the progress bar."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 import torch.distributed as dist
@@ -46,6 +47,14 @@ class Progress:
     skipped_steps: int = 0
     tokens_seen: int = 0
     position: dict[str, Any] | None = None
+
+
+class Ending(StrEnum):
+    """Why a run ended, in words for its summary."""
+
+    FINISHED = "finished"
+    OUT_OF_DATA = "finished (end of the data)"
+    INTERRUPTED = "saved and stopped on a signal"
 
 
 @dataclass(frozen=True)
@@ -130,20 +139,21 @@ class Trainer:
 
     # --- the run -------------------------------------------------------------------------------------------------
 
-    def fit(self, batches: Iterable[Step], max_steps: int) -> bool:
+    def fit(self, batches: Iterable[Step], max_steps: int) -> Ending:
         """Train until `max_steps` or the end of the data, logging and saving on the way; saves at the end.
 
         Returns:
-            True if the run is over, False if it was asked to stop (SIGTERM, SIGINT) and saved where it was.
+            Why it ended.
         """
         steps = iter(batches)
         window = _Window()
-        finished = True
+        ending = Ending.FINISHED
         with self._save_on_signal():
             while self.progress.step < max_steps:
                 with window.waiting():
                     step = next(steps, None)
                 if step is None:
+                    ending = Ending.OUT_OF_DATA
                     break
                 record_due = (self.progress.step + 1) % self._log_interval == 0 or self.progress.step + 1 == max_steps
                 probe_due = record_due and (self.progress.step // self._log_interval) % PROBE_INTERVAL == 0
@@ -160,14 +170,14 @@ class Trainer:
                     self.tracker.log(self._record(outcome, window, probe))
                     window = _Window()
                 if outcome.stop_asked:
-                    finished = False
+                    ending = Ending.INTERRUPTED
                     break
                 if self._save_interval and self.progress.step % self._save_interval == 0:
                     self.save()
                     window.restart()
         if self.writer and self.progress.step and self._saved_step != self.progress.step:
             self.save()
-        return finished
+        return ending
 
     @property
     def _saved_step(self) -> int | None:
