@@ -1,0 +1,259 @@
+"""Pools of processes that talk over gloo: started once, then given one case after another.
+
+Its own file because importing the engine takes seconds, and a test that starts processes of its own would pay them
+each time; here one server imports it and every process is a fork of that. A case is a function that all processes of a
+pool run together, each as one rank of a fresh process group:
+
+    results = pool(2).run("tests.distributed.cases:parity", plugin="zero2")    # one result a rank, in order
+
+`pool` is the fixture of `conftest.py`. Functions are named, or passed, so that every process can import them.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PRELOADED = [
+    "llama_dyt.boosters.boosted",
+    "llama_dyt.boosters.host",
+    "llama_dyt.boosters.gemini",
+    "llama_dyt.boosters.policy",
+    "llama_dyt.training.trainer",
+    "llama_dyt.training.restore",
+]
+"""What the server imports before it forks. Nothing here may start a thread or draw a random number."""
+
+DEFAULT_TIMEOUT_SECONDS = 120.0
+GRACE_SECONDS = 5.0
+"""How long the other ranks may go on once one has failed: they are most likely waiting for it in a collective."""
+_STACKS_SECONDS = 5.0
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": ""}
+_LOG_CHARACTERS = 3000
+
+
+class CaseError(AssertionError):
+    """A case failed, hung or lost a process; the message has the traceback or the stacks of every rank that did."""
+
+
+@dataclass
+class _Worker:
+    process: Any
+    channel: connection.Connection
+    log: Path
+    stacks: Path
+
+
+class Pool:
+    """`world_size` processes. They start with the first case, and anew after a case that failed."""
+
+    def __init__(self, world_size: int, folder: Path) -> None:
+        """`folder`: an existing one, where the processes' output goes."""
+        self.world_size = world_size
+        self._folder = folder
+        self._workers: list[_Worker] = []
+        self._starts = 0
+
+    def run(self, case: str | Callable[..., Any], timeout: float = DEFAULT_TIMEOUT_SECONDS, **kwargs: Any) -> list[Any]:
+        """Run a case on every rank and return what each returned.
+
+        Args:
+            case: "module:function", or a function at the top level of a module.
+            timeout: seconds after which it counts as hanging.
+            kwargs: its arguments; they and the results travel pickled.
+
+        Raises:
+            CaseError: a rank raised, died or did not come back; the pool's processes are then replaced.
+        """
+        if not isinstance(case, str):
+            case = f"{case.__module__}:{case.__qualname__}"
+        if not self._workers:
+            self._start()
+        message = pickle.dumps((case, kwargs, _free_port()))
+        try:
+            for worker in self._workers:
+                worker.channel.send_bytes(message)
+        except OSError:
+            pass  # a process died between two cases; its end of the channel tells below
+        answers = self._collect(timeout)
+        if all(answer is not None and answer[0] == "result" for answer in answers):
+            return [answer[1] for answer in answers]
+        report = self._report(case, kwargs, answers, timeout)
+        self.close()
+        raise CaseError(report)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self._starts += 1
+        with _environment():
+            for rank in range(self.world_size):
+                ours, theirs = context.Pipe()
+                name = f"world{self.world_size}-start{self._starts}-rank{rank}"
+                worker = _Worker(None, ours, self._folder / f"{name}.log", self._folder / f"{name}.stacks")
+                arguments = (rank, self.world_size, theirs, str(worker.log), str(worker.stacks))
+                worker.process = context.Process(target=_serve, args=arguments, daemon=True, name=name)
+                worker.process.start()
+                theirs.close()
+                self._workers.append(worker)
+
+    def _collect(self, timeout: float) -> list[tuple[str, Any] | None]:
+        """Each rank's ("result", value), ("raised", traceback) or ("died", exit status); None where it hangs."""
+        answers: list[tuple[str, Any] | None] = [None] * self.world_size
+        open_channels = {worker.channel: rank for rank, worker in enumerate(self._workers)}
+        deadline = time.monotonic() + timeout
+        while open_channels and (left := deadline - time.monotonic()) > 0:
+            for channel in connection.wait(list(open_channels), left):
+                rank = open_channels.pop(channel)
+                try:
+                    answers[rank] = pickle.loads(channel.recv_bytes())
+                except (EOFError, OSError):
+                    self._workers[rank].process.join(1)
+                    answers[rank] = ("died", self._workers[rank].process.exitcode)
+                if answers[rank][0] != "result":
+                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        return answers
+
+    def _report(self, case: str, kwargs: dict[str, Any], answers: list, timeout: float) -> str:
+        hanging = [rank for rank, answer in enumerate(answers) if answer is None]
+        self._write_stacks(hanging)
+        lines = [f"{case}({', '.join(f'{k}={v!r}' for k, v in kwargs.items())}) on {self.world_size} processes"]
+        alone = len(hanging) == self.world_size
+        for rank, (worker, answer) in enumerate(zip(self._workers, answers)):
+            if answer is None:
+                since = f"did not end in {timeout:g} s" if alone else "did not end after another rank had failed"
+                lines.append(f"--- rank {rank} {since}; it was in\n{_tail(worker.stacks)}")
+            elif answer[0] == "raised":
+                lines.append(f"--- rank {rank} raised\n{answer[1]}")
+            elif answer[0] == "died":
+                lines.append(f"--- rank {rank} died, exit status {answer[1]}\n{_tail(worker.stacks)}")
+            if answer is None or answer[0] != "result":
+                lines.append(f"--- rank {rank} printed\n{_tail(worker.log)}")
+        return "\n".join(lines)
+
+    def _write_stacks(self, ranks: list[int]) -> None:
+        """Have processes write where each of their threads is."""
+        for rank in ranks:
+            if self._workers[rank].process.is_alive():
+                os.kill(self._workers[rank].process.pid, signal.SIGUSR1)
+        deadline = time.monotonic() + _STACKS_SECONDS
+        while time.monotonic() < deadline and not all(_tail(self._workers[rank].stacks) for rank in ranks):
+            time.sleep(0.1)
+        if ranks:
+            time.sleep(0.2)  # the last of it is still being written
+
+    def close(self) -> None:
+        """End the processes; the next case starts new ones."""
+        for worker in self._workers:
+            worker.process.kill()
+            worker.channel.close()
+        for worker in self._workers:
+            worker.process.join(10)
+        self._workers = []
+
+
+class Pools:
+    """One pool for each world size, made when first asked for: `pools(2)`."""
+
+    def __init__(self) -> None:
+        self._pools: dict[int, Pool] = {}
+        self._stack = ExitStack()
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="llama_dyt-pools-")))
+
+    def __call__(self, world_size: int) -> Pool:
+        if world_size not in self._pools:
+            self._pools[world_size] = Pool(world_size, self._folder)
+        return self._pools[world_size]
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            pool.close()
+        self._stack.close()
+
+
+def _serve(rank: int, world_size: int, channel: connection.Connection, log: str, stacks: str) -> None:
+    """What a process of a pool does: cases until its channel closes."""
+    output = open(log, "w", buffering=1)  # noqa: SIM115 (open as long as the process)
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    stacks_file = open(stacks, "w")  # noqa: SIM115
+    faulthandler.enable(stacks_file, all_threads=True)
+    faulthandler.register(signal.SIGUSR1, stacks_file, all_threads=True)
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+
+    import torch
+
+    torch.set_num_threads(1)
+    gc.freeze()  # the engine's and transformers' million objects: looking through them again takes half a second
+    while True:
+        try:
+            case, kwargs, port = pickle.loads(channel.recv_bytes())
+        except EOFError:
+            os._exit(0)  # the tests are over; destructors could wait for ranks that are gone
+        try:
+            answer = ("result", _run_case(case, kwargs, rank, world_size, port))
+        except BaseException:
+            answer = ("raised", traceback.format_exc())
+        gc.collect()
+        channel.send_bytes(pickle.dumps(answer))
+
+
+def _run_case(case: str, kwargs: dict[str, Any], rank: int, world_size: int, port: int) -> Any:
+    """Run one case in a process group of its own, so that nothing of the one before is left in it."""
+    import torch.distributed as dist
+
+    from llama_dyt.boosters.launch import ProcessEnvironment, launch, shutdown
+
+    module, function = case.split(":")
+    launch(seed=0, environment=ProcessEnvironment(rank, world_size, local_rank=rank, master_port=port))
+    result = getattr(importlib.import_module(module), function)(**kwargs)
+    # The engine's groups end with the plugins that made them, which are in reference cycles. A rank that leaves early
+    # would break off a collective of the others, hence the barrier.
+    gc.collect()
+    dist.barrier()
+    shutdown()
+    return result
+
+
+@contextmanager
+def _environment():
+    """What the processes must find in their environment before torch is imported."""
+    added = {**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _tail(path: Path) -> str:
+    return path.read_text(errors="replace")[-_LOG_CHARACTERS:] if path.exists() else ""
