@@ -78,7 +78,6 @@ mark_done() { # STAGE FILE…
   local stage="$1"
   shift
   fingerprint "$@" >"$VENV/.done-$stage"
-  rm -f "$VENV/.unfinished"
 }
 
 # Why pip stopped, in one sentence for the person who has to do something about it.
@@ -113,7 +112,10 @@ pip_install() { # pip's arguments
   wait "$PIP_PID" || status=$?
   PIP_PID=""
   wait "$viewer" || true
-  [ "$status" -ne 0 ] || return 0
+  if [ "$status" -eq 0 ]; then
+    rm "$VENV/.unfinished"
+    return 0
+  fi
   # Until pip begins to unpack, the environment is as it was; after that only a fresh one can be trusted.
   grep -q '^Installing collected packages' "$log" || rm -f "$VENV/.unfinished"
   PIP_FAILURE="$(explain_pip_failure "$log")"
