@@ -148,7 +148,8 @@ def _steps(
         sequences += shape.global_rows
         tokens_seen += len(tokens)
         place, used = stream.place()
-        input_ids, labels = (rows[shape.own_rows] for rows in cut_sequences(tokens, shape.global_rows, max_length, pad))
+        own = tokens[shape.own_rows.start * max_length : shape.own_rows.stop * max_length]
+        input_ids, labels = cut_sequences(own, shape.rows, max_length, pad)
         batches = [
             make_micro_batch(input_ids[first : first + shape.batch_size], labels[first : first + shape.batch_size])
             for first in range(0, shape.rows, shape.batch_size)

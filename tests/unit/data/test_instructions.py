@@ -1,5 +1,6 @@
 """Fine-tuning batches: loss on the completion and EOS alone, nothing lost, exact resume."""
 
+import copy
 import json
 
 import pytest
@@ -121,6 +122,14 @@ def test_truncated_example_learns_no_eos_and_is_counted(tokenizer):
     (step,) = loader
     assert tokenizer.eos_token_id not in step.micro_batches[0]["labels"]
     assert step.num_tokens == 16
+
+
+def test_first_token_of_a_sequence_is_no_target_even_where_it_is_a_completion(tokenizer):
+    plain = copy.deepcopy(tokenizer)
+    plain.bos_token = None
+    (step,) = InstructionBatches(Pairs([("", "abc"), ("q", "abc")]), plain, 32, 2)
+    labels = step.micro_batches[0]["labels"]
+    assert int((labels[:, 1:] != -100).sum()) == step.num_label_tokens
 
 
 def test_padding_to_max_length_gives_one_shape(tokenizer):

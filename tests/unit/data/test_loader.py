@@ -1,6 +1,9 @@
 """The order of tokens is a function of the corpus: checked against the definition for random corpora and layouts."""
 
+import copy
 import json
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -221,8 +224,6 @@ def test_streamed_dataset_cannot_be_counted(tokenizer):
 
 
 def test_tokenizer_without_bos_frames_with_eos_alone(tokenizer):
-    import copy
-
     plain = copy.deepcopy(tokenizer)
     plain.bos_token = None
     (step,) = TokenBatches(ListSource(["ab"]), plain, 64, 1)
@@ -259,6 +260,21 @@ def test_dropping_the_loader_ends_the_thread(tokenizer):
     thread.join(timeout=5)
     assert not thread.is_alive()
     assert thread not in data_threads()
+
+
+def test_program_that_ends_while_data_is_prepared_ends_cleanly(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", ["some more words " * 20_000] * 30)
+    program = (
+        "import sys\n"
+        "from llama_dyt.data.loader import TokenBatches\n"
+        "from llama_dyt.data.tokenizer import load_tokenizer\n"
+        "loader = TokenBatches(sys.argv[1], load_tokenizer(sys.argv[2]), 4096, 200)\n"
+        "next(loader)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, path, tokenizer.name_or_path], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_reading_ahead_is_bounded(tokenizer):
