@@ -1,6 +1,6 @@
 """Generates text from a trained model: a --save_dir (its newest complete checkpoint), a step folder, or an HF folder.
 
-    python generate.py --model_path checkpoint --prompt "Once upon a time" --max_new_tokens 64
+python generate.py --model_path checkpoint --prompt "Once upon a time" --max_new_tokens 64
 """
 
 from __future__ import annotations
@@ -72,18 +72,21 @@ def load(path: str, device: str):
     """(model in evaluation mode on `device`, tokenizer) of an HF folder or hub name.
 
     Raises:
-        CheckpointError: transformers cannot load it; its reason is given.
+        CheckpointError: transformers cannot load the model; its reason is given.
+        DataError, ConfigurationError: there is no usable tokenizer.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
 
     import llama_dyt  # noqa: F401  (registers the DyT classes with transformers' Auto classes)
+    from llama_dyt.data.tokenizer import load_tokenizer
 
+    tokenizer = load_tokenizer(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"--model_path {path}: no model with a tokenizer could be loaded: {reason}") from error
+        raise CheckpointError(f"--model_path {path}: no model could be loaded: {reason}") from error
     return model.to(device).eval(), tokenizer
 
 

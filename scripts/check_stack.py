@@ -4,25 +4,32 @@ Run by scripts/setup.sh: it proves that the two-step install is complete and lea
 modules behind.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+REPOSITORY = Path(__file__).resolve().parents[1]
 
-import datasets  # noqa: F401
-import matplotlib.pyplot  # noqa: F401
-import sentencepiece  # noqa: F401
-import torch
-import torch.utils.tensorboard  # noqa: F401
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
+MODULES = (
+    "torch.utils.tensorboard",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation.utils",
+    "datasets",
+    "matplotlib.pyplot",
+    "sentencepiece",
+    # ours, from the bottom up; `boosters.compat` imports Colossal-AI with its adaptation to this torch
+    "llama_dyt.config.cli",
+    "llama_dyt.models",
+    "llama_dyt.boosters.compat",
+    "colossalai.cli.launcher",
+)
 
-import llama_dyt.boosters.compat  # noqa: F401  (imports colossalai, with its adaptation to this torch)
-import llama_dyt.config.cli  # noqa: F401
-import llama_dyt.models  # noqa: F401
+sys.path.insert(0, str(REPOSITORY))
+for name in MODULES:
+    importlib.import_module(name)
 
-import colossalai
-import colossalai.cli.launcher  # noqa: F401  (`colossalai run`)
-
+torch, colossalai, transformers = (sys.modules[name] for name in ("torch", "colossalai", "transformers"))
+versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (torch, transformers, colossalai))
 device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU only"
-print(f"torch {torch.__version__}, transformers {transformers.__version__}, colossalai {colossalai.__version__}, {device}")
+print(f"{versions}, {device}")
