@@ -102,9 +102,19 @@ def build_model(config: LlamaDytConfig, *, seed: int | None = None) -> LlamaDytF
 
 
 def empty_model(config: LlamaDytConfig) -> LlamaDytForCausalLM:
-    """The model in fp32 on the meta device: shapes and names, no memory. Any size is made in seconds."""
-    with torch.device("meta"):
-        return LlamaDytForCausalLM(config).to(torch.float32)
+    """The model in fp32 on the meta device: shapes and names, no memory. Any size is made in seconds.
+
+    Raises:
+        ConfigurationError: the config asks for an attention (flash_attention_2) that is not installed.
+    """
+    try:
+        with torch.device("meta"):
+            return LlamaDytForCausalLM(config).to(torch.float32)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"attention {config._attn_implementation!r} is not there ({str(error).splitlines()[0]}); install "
+            "requirements-cuda.txt, or leave the choice to the default (sdpa)"
+        ) from error
 
 
 def count_parameters(config: LlamaDytConfig) -> int:

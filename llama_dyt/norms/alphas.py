@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 # hidden size → alpha of the norm before attention, alpha of the others (before the MLP, and the last one). 1024, 2048,
-# 4096 and 8192 are the paper's search over widths (arXiv 2503.10622, section 7); 5120 is what the authors trained
+# 4096 and 8192 are the paper's search over widths (arXiv 2503.10622); 5120 is what the authors trained
 # their 13B with. Depth hardly matters, so it is not a key.
 PUBLISHED_ALPHAS: dict[int, tuple[float, float]] = {
     1024: (1.0, 1.0),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def dynamic_tanh(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """weight * tanh(alpha * x) [+ bias], element by element (arXiv 2503.10622, equation 2).
+    """weight * tanh(alpha * x) [+ bias], element by element (arXiv 2503.10622).
 
     Args:
         x: (..., hidden_size), any floating dtype.

@@ -5,9 +5,10 @@ import json
 import pytest
 from model_cases import tiny_config
 from transformers import LlamaConfig
+from transformers.utils import is_flash_attn_2_available
 
 from llama_dyt.errors import ConfigurationError
-from llama_dyt.models import build_config, count_parameters
+from llama_dyt.models import build_config, build_model, count_parameters
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,13 @@ def test_all_that_does_not_fit_is_told_at_once():
     with pytest.raises(ConfigurationError) as error:
         build_config("7b", hidden_size=100, num_key_value_heads=5)
     assert len(error.value.problems) == 2
+
+
+def test_flash_attention_that_is_not_installed_says_so():
+    if is_flash_attn_2_available():
+        pytest.skip("flash-attn is installed here")
+    with pytest.raises(ConfigurationError, match="flash_attention_2.*requirements-cuda.txt"):
+        build_model(build_config("15m", attn_implementation="flash_attention_2"))
 
 
 def test_another_kind_of_model_is_refused(tmp_path):
