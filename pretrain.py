@@ -1,6 +1,7 @@
 """Pretrain a LLaMA with Dynamic Tanh: `python pretrain.py --help`, or docs/training.md."""
 
 from llama_dyt.data.loader import TokenBatches, count_steps
+from llama_dyt.training.evaluation import score_held_out
 from llama_dyt.training.plan import Plan, make_plan, say
 from llama_dyt.training.session import Session, print_dry_run, run_entry
 
@@ -45,7 +46,10 @@ def main() -> None:
         session.progress.position,
         skip_bad_lines=run.data.skip_bad_lines,
     )
-    session.train(batches, steps, "pretraining")
+    checkpoint = session.train(batches, steps, "pretraining")
+    if plan.held_out is not None and plan.is_first_process:
+        score = score_held_out(checkpoint / "model", plan.dataset, plan.held_out, run.data.max_length)
+        print(f"  held out    {score}", flush=True)
 
 
 if __name__ == "__main__":

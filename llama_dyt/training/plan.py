@@ -43,6 +43,7 @@ class Plan:
         weights_folder: HF folder the weights start from; None for fresh ones.
         checkpoint: what the run resumes from; None for a start at step 0.
         dataset: the path or hub name to read (the built corpus's for `sample`); None for the benchmark.
+        held_out: text that `sample` keeps out of training; None for other datasets.
     """
 
     run: RunConfig
@@ -53,6 +54,7 @@ class Plan:
     weights_folder: Path | None = None
     checkpoint: Checkpoint | None = None
     dataset: str | None = None
+    held_out: str | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -88,10 +90,11 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
     found.raise_if_any()
 
     # What follows reads files and may build the corpus, so it waits until the rest is known to be right.
-    dataset, tokenizer = run.data.dataset, None
+    dataset, held_out, tokenizer = run.data.dataset, None, None
     if dataset is not None:
         corpus = build_sample_corpus(SAMPLE_FOLDER) if dataset == SAMPLE else None
-        dataset = corpus.train_glob if corpus else dataset
+        if corpus:
+            dataset, held_out = corpus.train_glob, corpus.validation_file
         tokenizer = load_tokenizer(_tokenizer_name(run, weights_folder, corpus))
         if kind == "pretrain" and run.run.max_steps is None and not open_source(dataset).is_local:
             found.add(
@@ -113,6 +116,7 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
         weights_folder=weights_folder,
         checkpoint=checkpoint,
         dataset=dataset,
+        held_out=held_out,
         warnings=[str(w.message) for w in caught] + check.warnings(run, environment.world_size, device),
     )
 

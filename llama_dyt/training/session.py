@@ -79,8 +79,12 @@ class Session:
             set_rng_state(generators[dist.get_rank()])
         say(self.plan, f"resumed from {checkpoint.path}, step {self.progress.step}")
 
-    def train(self, batches: Iterable[Step], total_steps: int, describe: str) -> None:
-        """Drive the loop over `batches` to `total_steps`, then say what came of it. Ends the process if interrupted."""
+    def train(self, batches: Iterable[Step], total_steps: int, describe: str) -> Path:
+        """Drive the loop over `batches` to `total_steps`, then say what came of it.
+
+        Returns:
+            The last checkpoint. Does not return if the run was interrupted: it ends the process.
+        """
         plan, run = self.plan, self.run
         save_dir = Path(run.run.save_dir)
         for warning in check.warnings(run, plan.environment.world_size, plan.device, total_steps=total_steps):
@@ -133,6 +137,7 @@ class Session:
         if ending is Ending.INTERRUPTED:
             shutdown()
             sys.exit(INTERRUPTED_STATUS)
+        return writer.last_path
 
     @property
     def description(self) -> str:
