@@ -39,7 +39,7 @@ class HeldOutScore:
 
     def __str__(self) -> str:
         return (
-            f"{self.model:.3f} bits per byte on {self.num_bytes:,} bytes of unseen text (loss {self.loss:.3f} a token); "
+            f"{self.model:.3f} bits per byte on {self.num_bytes:,} bytes of unseen text (loss {self.loss:.3f}); "
             f"a unigram model {self.unigram:.3f}, gzip -9 {self.gzip:.3f}"
         )
 

@@ -26,7 +26,7 @@ from llama_dyt.errors import ConfigurationError, LlamaDytError
 from llama_dyt.models import build_config, empty_model
 
 from .restore import Checkpoint, complete_steps, find_checkpoint
-from .tracking import METRICS_FILE
+from .tracking import METRICS_FILE, read_metrics
 
 SAMPLE_FOLDER = Path("data/sample")
 INSTRUCTION_FIELDS = ("prompt", "completion")
@@ -102,7 +102,7 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
             )
     model_config = found.attempt(lambda: _model_config(run, tokenizer, weights_folder))
     if model_config is not None and tokenizer is not None:
-        found.attempt(lambda: check_vocabulary(tokenizer, model_config.vocab_size))
+        found.attempt(lambda: _check_vocabulary(run, tokenizer, model_config, weights_folder))
     if model_config is not None and checkpoint is not None:
         shapes = {name: parameter.shape for name, parameter in empty_model(model_config).named_parameters()}
         found.attempt(lambda: checkpoint.check_fits(shapes))
@@ -191,7 +191,8 @@ def _checkpoint(run: RunConfig) -> Checkpoint | None:
         checkpoint = Checkpoint(path)
     else:
         checkpoint = None
-    present = complete_steps(save_dir) or ([save_dir / METRICS_FILE] if (save_dir / METRICS_FILE).exists() else [])
+    metrics = save_dir / METRICS_FILE
+    present = complete_steps(save_dir) or ([metrics] if read_metrics(metrics) else [])
     if present:
         raise ConfigurationError(
             f"--save_dir {save_dir} already holds a run ({present[-1].name}): give --load auto to go on with it, or "
@@ -234,6 +235,19 @@ def _model_config(
         attn_implementation="flash_attention_2" if model.flash_attention and device_type() == "cuda" else "sdpa",
         **ids,
     )
+
+
+def _check_vocabulary(run: RunConfig, tokenizer: Any, model_config: Any, weights_folder: Path | None) -> None:
+    """The tokenizer's ids must be the model's: one that fits in the embedding can still be another model's."""
+    check_vocabulary(tokenizer, model_config.vocab_size)
+    if weights_folder is None or run.model.tokenizer is None or not (weights_folder / "tokenizer_config.json").exists():
+        return
+    own = load_tokenizer(weights_folder)
+    if len(own) != len(tokenizer):
+        raise ConfigurationError(
+            f"--tokenizer {run.model.tokenizer} has {len(tokenizer)} pieces, the one that {weights_folder} was "
+            f"trained with {len(own)}: leave --tokenizer out to take that"
+        )
 
 
 def say(plan: Plan, message: str) -> None:

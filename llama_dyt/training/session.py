@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from transformers.utils import logging as hf_logging
 
 from llama_dyt.boosters.boosted import Boosted, peak_memory_mb
 from llama_dyt.boosters.launch import launch, read_environment, shutdown
@@ -254,6 +255,7 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
 
 def run_entry(main: Callable[[], None]) -> NoReturn | None:
     """Run an entry's main so that a mistake is one line, every rank ends, and no destructor hangs in a collective."""
+    hf_logging.disable_progress_bar()  # a bar for reading one file helps nobody
     try:
         main()
     except LlamaDytError as error:

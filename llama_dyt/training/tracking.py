@@ -47,28 +47,36 @@ class Tracker:
         description: str = "",
     ) -> None:
         self._enabled = enabled
+        self.save_dir = save_dir
+        self._tensorboard_dir = tensorboard_dir
+        self._config_yaml = config_yaml
+        self._start_step = start_step
         self._writer = None
         self._metrics = None
         self._bar = None
-        self.save_dir = save_dir
-        if not enabled:
+        if enabled and total_steps:
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start_step,
+                desc=description,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file needs no animation
+            )
+
+    def open(self) -> None:
+        """Make the files. Called when the first batch is there: data that cannot be read leaves nothing behind."""
+        if not self._enabled:
             return
-        if save_dir is not None:
-            save_dir.mkdir(parents=True, exist_ok=True)
-            (save_dir / CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
-            self._metrics = self._open_metrics(save_dir / METRICS_FILE, start_step)
-        if tensorboard_dir is not None:
+        if self.save_dir is not None:
+            self.save_dir.mkdir(parents=True, exist_ok=True)
+            (self.save_dir / CONFIG_FILE).write_text(self._config_yaml, encoding="utf-8")
+            self._metrics = self._open_metrics(self.save_dir / METRICS_FILE, self._start_step)
+        if self._tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(tensorboard_dir), purge_step=start_step + 1 if start_step else None)
-        self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
-            desc=description,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file needs no animation
-        )
+            purge = self._start_step + 1 if self._start_step else None
+            self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=purge)
 
     @staticmethod
     def _open_metrics(path: Path, start_step: int):

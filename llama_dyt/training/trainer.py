@@ -147,7 +147,7 @@ class Trainer:
         """
         steps = iter(batches)
         window = _Window()
-        ending = Ending.FINISHED
+        ending, opened = Ending.FINISHED, False
         with self._save_on_signal():
             while self.progress.step < max_steps:
                 with window.waiting():
@@ -155,6 +155,9 @@ class Trainer:
                 if step is None:
                     ending = Ending.OUT_OF_DATA
                     break
+                if not opened:
+                    self.tracker.open()
+                    opened = True
                 record_due = (self.progress.step + 1) % self._log_interval == 0 or self.progress.step + 1 == max_steps
                 probe_due = record_due and (self.progress.step // self._log_interval) % PROBE_INTERVAL == 0
                 probe = SaturationProbe(self.boosted.module) if probe_due else None
