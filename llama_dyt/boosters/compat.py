@@ -7,6 +7,7 @@ What a CPU needs besides is in `host.py`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import types
@@ -117,6 +118,7 @@ def _mend_gemini_accumulation() -> None:
 
     upstream = ChunkManager.rearrange_accumulated_grad_chunk
 
+    @functools.wraps(upstream)
     def rearrange_accumulated_grad_chunk(self: ChunkManager, chunk: Chunk) -> Chunk:
         if chunk.grad_chunk.is_gathered:
             return self.init_grad_chunk(chunk)  # opens the chunk again and leaves what it holds

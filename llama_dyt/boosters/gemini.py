@@ -6,8 +6,8 @@ faults of its wrappers are mended here, where they are made. What must be mended
 
 from __future__ import annotations
 
+import math
 import socket
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,29 +62,22 @@ def build_gemini(
     on_gpu = get_accelerator().name == "cuda"
     if automatic:
         _plan_device_memory(settings.memory_limit * _MEGA if settings.memory_limit else None)
-    offload_param_frac = settings.offload_param_frac
-    if offload_param_frac and (settings.shard_param_frac != 1 or settings.offload_optim_frac != 1):
-        # Upstream StaticPlacementPolicy ignores it too, but places the chunks before it does.
-        warnings.warn(
-            f"--offload_param_frac {offload_param_frac} has no effect unless --shard_param_frac and "
-            "--offload_optim_frac are both 1",
-            stacklevel=2,
-        )
-        offload_param_frac = 0.0
     smallest = min_chunk_elements or chunk_elements(num_parameters)
     return ChunkedPlugin(
         placement_policy="auto" if automatic else "static",
         precision=settings.mixed_precision,
         enable_gradient_accumulation=run.optimizer.gradient_accumulation_steps > 1,
-        shard_param_frac=settings.shard_param_frac,
-        offload_optim_frac=settings.offload_optim_frac,
-        offload_param_frac=offload_param_frac,
+        shard_param_frac=1.0 if settings.shard_param_frac is None else settings.shard_param_frac,
+        offload_optim_frac=settings.offload_optim_frac or 0.0,
+        # Only with the two above at 1, which `config.check` saw to.
+        offload_param_frac=settings.offload_param_frac or 0.0,
         warmup_non_model_data_ratio=settings.warmup_ratio,
         min_chunk_size_m=smallest / _MEGA,
         search_range_m=smallest / _MEGA,
         hidden_dim=max(1, smallest // _SEARCH_STEPS),  # upstream's name for the step of the search
         max_norm=max_norm,
-        initial_scale=INITIAL_SCALE,
+        # Chunks are summed over the ranks in half precision before they are divided, so one rank's share of the range.
+        initial_scale=INITIAL_SCALE / 2 ** math.ceil(math.log2(dist.get_world_size())),
         # Both need CUDA: asynchronous reduction brings its results to pinned memory.
         enable_async_reduce=on_gpu,
         pin_memory=on_gpu,
@@ -165,8 +158,20 @@ class ChunkedModel(GeminiDDP):
             write_into_chunk(self.chunk_manager.get_chunk(master), master, exact.pop(id(parameter)))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        manager = self.gemini_manager
         with _memory_shortage_explained():
+            if not torch.is_grad_enabled() and manager.need_warmup and manager.is_warmup():
+                return self._forward_before_training(*args, **kwargs)
             return super().forward(*args, **kwargs)
+
+    def _forward_before_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Automatic placement learns its plan from the first training step, and upstream refuses to evaluate before it.
+        Without a plan the whole model comes to the device."""
+        for chunk in self.chunk_manager.get_chunks(self.fp16_params):
+            self.chunk_manager.access_chunk(chunk)
+        outputs = self.module(*args, **kwargs)
+        self._post_forward()
+        return outputs
 
     def backward(self, loss: torch.Tensor) -> None:
         with _memory_shortage_explained():
