@@ -77,11 +77,13 @@ def load(path: str, device: str):
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     import llama_dyt  # noqa: F401  (registers the DyT classes with transformers' Auto classes)
     from llama_dyt.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path)
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(path)
     except (OSError, ValueError, SafetensorError) as error:
