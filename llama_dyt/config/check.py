@@ -74,7 +74,7 @@ def warnings(
         found.append(
             f"--warmup_steps {warmup} is not shorter than the run of {total_steps} steps: "
             f"the learning rate never reaches --lr {run.optimizer.lr:g}; "
-            f"give less, such as --warmup_steps {total_steps // 20}"
+            f"give less, such as --warmup_steps {min(max(total_steps // 20, 1), total_steps - 1)}"
         )
     if run.model.model_path is not None and run.model.norm is not None:
         found.append(

@@ -137,7 +137,7 @@ def check_text(value: object, field: str) -> str | None:
 def parse_json_line(line: bytes, fields: Sequence[str]) -> tuple[str, ...] | str:
     """The fields of one JSON line, or, as a plain str, the reason why they cannot be had."""
     try:
-        record = json.loads(line.decode())
+        record = json.loads(line.decode().rstrip("\r\n"))  # the column of an error shall be of this line
     except UnicodeDecodeError as error:
         return f"is not UTF-8 (byte {error.start} of the line)"
     except json.JSONDecodeError as error:

@@ -112,7 +112,7 @@ class FileSource:
         finally:
             self.bad_lines = bad_lines
         if first_record is None:
-            return [f"{self.dataset}: holds no usable record; each line must be a JSON object with {self.fields}"]
+            return [f"{self.dataset}: holds no usable record; each must have {' and '.join(self.fields)}"]
         return []
 
 
@@ -144,7 +144,9 @@ def open_source(
     return FileSource(dataset, files, fields, skip_bad_lines)
 
 
-def check_dataset(dataset: str, fields: Sequence[str] = ("text",), *, task: str | None = None) -> list[str]:
+def check_dataset(
+    dataset: str, fields: Sequence[str] = ("text",), *, task: str | None = None, skip_bad_lines: bool = False
+) -> list[str]:
     """The problems that would stop a run on this dataset, found quickly, before anything is launched; [] if none.
 
     `sample` has none: it is built when the run starts.
@@ -152,7 +154,7 @@ def check_dataset(dataset: str, fields: Sequence[str] = ("text",), *, task: str 
     if str(dataset) == SAMPLE:
         return []
     try:
-        return open_source(dataset, fields, task=task).problems()
+        return open_source(dataset, fields, task=task, skip_bad_lines=skip_bad_lines).problems()
     except DataError as error:
         return [str(error)]
 

@@ -70,14 +70,19 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
     """
     environment, device = read_environment(), device_type()
     run, problems = cli.read(kind, argv)
-    problems += [p for p in check.collect_problems(run, environment.world_size, device) if p not in problems]
+    # A flag that cannot be read has its default from here on; what follows from a default was not asked for.
+    unread = [f"{problem.split(':')[0]} " for problem in problems if problem.startswith("--")]
+    for problem in check.collect_problems(run, environment.world_size, device):
+        if problem not in problems and not any(flag in problem for flag in unread):
+            problems.append(problem)
     found = _Problems(problems)
 
     if run.data.dataset is not None:
         fields = INSTRUCTION_FIELDS if kind == "finetune" else ("text",)
         task = run.data.task_name if kind == "finetune" else None
-        for problem in found.attempt(lambda: check_dataset(run.data.dataset, fields, task=task)) or []:
-            found.add(f"--dataset {run.data.dataset}: {problem}")
+        skip = run.data.skip_bad_lines
+        for problem in check_dataset(run.data.dataset, fields, task=task, skip_bad_lines=skip):
+            found.add(_about_dataset(run.data.dataset, problem))
         if kind == "finetune" and run.data.dataset == SAMPLE:
             found.add("--dataset sample is plain text without prompts; give a file of prompt/completion JSON lines")
     weights_folder = found.attempt(lambda: _weights_folder(run))
@@ -95,11 +100,12 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
         corpus = build_sample_corpus(SAMPLE_FOLDER) if dataset == SAMPLE else None
         if corpus:
             dataset, held_out = corpus.train_glob, corpus.validation_file
-        tokenizer = load_tokenizer(_tokenizer_name(run, weights_folder, corpus))
+        tokenizer = found.attempt(lambda: load_tokenizer(_tokenizer_name(run, weights_folder, corpus)))
         if kind == "pretrain" and run.run.max_steps is None and not open_source(dataset).is_local:
             found.add(
                 f"--dataset {dataset} is streamed and its length unknown: give --max_steps, the schedule needs it"
             )
+    found.raise_if_any()  # without a tokenizer the vocabulary, and so the model, is not known
     model_config = found.attempt(lambda: _model_config(run, tokenizer, weights_folder))
     if model_config is not None and tokenizer is not None:
         found.attempt(lambda: _check_vocabulary(run, tokenizer, model_config, weights_folder))
@@ -147,6 +153,13 @@ class _Problems:
             raise ConfigurationError(self._problems)
 
 
+def _about_dataset(dataset: str, problem: str) -> str:
+    """A problem with the flag it comes from; most name the dataset themselves, and once is enough."""
+    problem = problem.removeprefix("dataset ")
+    names_it = problem.startswith((dataset, f"'{dataset}'"))
+    return f"--dataset {problem}" if names_it else f"--dataset {dataset}: {problem}"
+
+
 def _weights_folder(run: RunConfig) -> Path | None:
     """The HF folder that --model_path means: one of ours, a checkpoint's, a save_dir's newest, or the hub's."""
     name = run.model.model_path
@@ -169,13 +182,11 @@ def _weights_folder(run: RunConfig) -> Path | None:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from requests import RequestException
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "tokenizer*"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RequestException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the hub's client lets those of whichever HTTP library it uses through
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(
             f"--model_path {name}: no such folder, and the hub did not give it ({reason}); give a local HF folder"
         ) from None

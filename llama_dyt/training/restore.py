@@ -70,7 +70,7 @@ def find_checkpoint(load: str, save_dir: Path) -> Path | None:
         return steps[-1] if steps else None
     path = Path(load)
     if not path.exists():
-        raise CheckpointError(f"--load {load}: no such folder; give a step_… folder, a save_dir or auto")
+        raise CheckpointError(f"--load {load}: no such folder; give a checkpoint, the --save_dir of a run, or auto")
     if _STEP_FOLDER.match(path.resolve().name) or (path / "trainer_state.json").is_file():
         fault = why_incomplete(path)
         if fault is not None:
@@ -81,7 +81,10 @@ def find_checkpoint(load: str, save_dir: Path) -> Path | None:
         return path
     steps = complete_steps(path)
     if not steps:
-        raise CheckpointError(f"--load {load}: no complete checkpoint (step_… folder with a {MARKER} marker) in it")
+        raise CheckpointError(
+            f"--load {load}: no complete checkpoint (step_… folder with a {MARKER} marker) in it; give a folder "
+            "that holds one"
+        )
     return steps[-1]
 
 
