@@ -121,11 +121,13 @@ class Session:
             speed = speedometer.speed(self.progress.tokens_seen - first_token, seconds)
             print(f"{ending} at step {self.progress.step} of {total_steps}, {self.progress.tokens_seen:,} tokens seen")
             print(
-                f"  speed       {speed.tokens_per_second:,.0f} tokens/s over all, {speed.tflops_per_device:.3f} TFLOPS "
-                f"a device, {speed.mfu:.1%} MFU (peak {speedometer.peak_tflops:.2f} TFLOPS, {speedometer.peak_source})"
+                f"  speed       {speed.tokens_per_second:,.0f} tokens/s over all, {speed.tflops_per_device:.3g} TFLOPS "
+                f"a device, {speed.mfu:.1%} MFU (peak {speedometer.peak_tflops:.3g} TFLOPS, {speedometer.peak_source})"
             )
             if self.progress.skipped_steps:
                 print(f"  skipped     {self.progress.skipped_steps} fp16 steps that overflowed")
+            if trainer.num_bad_lines:
+                print(f"  left out    {trainer.num_bad_lines:,} unusable lines (--skip_bad_lines)")
             print(f"  checkpoint  {writer.last_path}")
             print(f"  metrics     {save_dir / METRICS_FILE}")
             if picture:

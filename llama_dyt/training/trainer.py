@@ -106,6 +106,7 @@ class Trainer:
         self._log_interval = log_interval
         self._save_interval = save_interval
         self._stop_signal = False
+        self.num_bad_lines = 0
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,7 @@ class Trainer:
         self.progress.skipped_steps += result.skipped
         self.progress.tokens_seen += step.num_tokens
         self.progress.position = step.position
+        self.num_bad_lines = step.num_bad_lines
         return StepOutcome(loss=loss, lr=lr, result=result, stop_asked=stops > 0)
 
     def _not_finite(self, loss: float) -> str:
@@ -224,6 +226,7 @@ class Trainer:
             "data_wait_fraction": window.waited_seconds / seconds,
             "loss_scale": outcome.result.loss_scale,
             "skipped_steps": self.progress.skipped_steps,
+            "bad_lines": self.num_bad_lines,
         }
         if probe is not None:
             record["alpha"], record["saturation"] = self._over_stages(*probe.values())
