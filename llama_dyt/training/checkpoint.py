@@ -166,6 +166,8 @@ def shard_name(kind: str, number: int, total: int) -> str:
 
 def _save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
+    # safetensors makes files for their owner alone; a checkpoint is shared as everything else beside it is.
+    path.chmod(path.parent.stat().st_mode & 0o666)
     _sync(path)
 
 
