@@ -64,8 +64,10 @@ def measured_matmul_tflops(device: torch.device, dtype: torch.dtype, size: int =
 
     The best of several, each synchronised, so that a noisy neighbour does not become the peak.
     """
-    left = torch.randn(size, size, device=device).to(dtype)
-    right = torch.randn(size, size, device=device).to(dtype)
+    # A generator of its own: measuring must not move the run's, or a resumed run would end with another state.
+    generator = torch.Generator(device).manual_seed(0)
+    left = torch.randn(size, size, device=device, generator=generator).to(dtype)
+    right = torch.randn(size, size, device=device, generator=generator).to(dtype)
     best = float("inf")
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
