@@ -82,6 +82,7 @@ class Pool:
         Raises:
             CaseError: a rank raised, died or did not come back; the pool's processes are then replaced.
         """
+        __tracebackhide__ = True  # what failed is in the workers; pytest need not show this function
         if not isinstance(case, str):
             case = f"{case.__module__}:{case.__qualname__}"
         if not self._workers:

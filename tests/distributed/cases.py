@@ -1,0 +1,146 @@
+"""What the workers run: each function here is one case, called on every rank of a pool.
+
+Its own file because workers import it, and it imports the engine, which the tests themselves need not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
+from llama_dyt.boosters.gemini import ChunkedModel
+from llama_dyt.config.run import RunConfig
+from llama_dyt.models.modeling_llama_dyt import LlamaDytDecoderLayer
+from llama_dyt.training.optimizer import parameter_groups
+from tests.distributed import small_run
+from tests.distributed.small_run import Layout
+
+FAULTS = {
+    "halve all": lambda name, gradient: gradient / 2,
+    "zero alpha": lambda name, gradient: gradient * 0 if name.endswith("alpha") else gradient,
+    "negate alpha": lambda name, gradient: -gradient if name.endswith("alpha") else gradient,
+}
+"""Ways to spoil a gradient, to see that the parity test would notice."""
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """What one rank has to show of a run. Tensors are whole, and here only on the rank that would write them.
+
+    Attributes:
+        dp_rank: which rows this rank read.
+        first_rows: token ids of its first micro batch.
+        start: fp32 weights before the first step.
+        gradients: of the first step, before clipping.
+        losses: of the global batch, every step.
+        grad_norms: every step's.
+        weights: fp32, after the last step.
+        held_share: how much of all Adam moments this rank holds.
+        gathered_chunks: Gemini's chunks that are whole on every rank.
+        layer_runs: how often decoder layers ran in the first step, recomputation included.
+    """
+
+    dp_rank: int
+    first_rows: list[list[int]]
+    start: dict[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+    losses: list[float]
+    grad_norms: list[float | None]
+    weights: dict[str, torch.Tensor]
+    held_share: float
+    gathered_chunks: int
+    layer_runs: int
+
+
+def boost(run: RunConfig, norm: str = "dyt", seed: int = small_run.SEED, fault: str | None = None) -> Boosted:
+    """The small model under the run's plugin; `fault` spoils its gradients before anything reads them."""
+    model = small_run.small_model(norm, seed)
+    if run.model.gradient_checkpoint:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Gemini's hooks take the gradient away, so ours must be there first; tensor parallelism replaces parameters, so
+    # there they must come after.
+    before = run.booster.plugin.startswith("gemini")
+    if fault and before:
+        _spoil_gradients(model, fault)
+    groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
+    boosted = Boosted(run, model, groups)
+    if fault and not before:
+        _spoil_gradients(boosted.module, fault)
+    return boosted
+
+
+def _spoil_gradients(module: torch.nn.Module, fault: str) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.register_hook(lambda gradient, name=name: FAULTS[fault](name, gradient))
+
+
+def gathered(boosted: Boosted, key: str = "param") -> dict[str, torch.Tensor]:
+    """Whole fp32 masters ("param") or moments, by name, on the ranks that write them; collective."""
+    names = list(boosted.state.sizes())
+    return {name: tensors[key] for name, tensors in boosted.state.gather(names) if tensors is not None}
+
+
+def train(
+    layout: Layout,
+    precision: str,
+    accumulation: int = 1,
+    norm: str = "dyt",
+    num_steps: int = 10,
+    fault: str | None = None,
+    **flags: Any,
+) -> RankResult:
+    """Train the small run boosted."""
+    run = small_run.run_config(layout, precision, accumulation, **flags)
+    boosted = boost(run, norm, fault=fault)
+    start = gathered(boosted)
+    gradients: dict[str, torch.Tensor] = {}
+    losses, grad_norms = [], []
+    batches = small_run.batches(run, boosted.grid.dp_rank, boosted.grid.dp_size)
+    first_rows: list[list[int]] = []
+    runs, layer_runs = _count_layer_runs(boosted), 0
+    for step in islice(batches, num_steps):
+        boosted.set_learning_rate(run.optimizer.lr)
+        share = boosted.forward_backward(step)
+        losses += sum_over_ranks([share], boosted.device)
+        if not first_rows:
+            layer_runs = len(runs)
+            first_rows = step.micro_batches[0]["input_ids"].tolist()
+            gradients = {name: gradient for name, gradient in boosted.state.gradients() if gradient is not None}
+        grad_norms.append(boosted.optimizer_step().grad_norm)
+    return RankResult(
+        dp_rank=boosted.grid.dp_rank,
+        first_rows=first_rows,
+        start=start,
+        gradients=gradients,
+        losses=losses,
+        grad_norms=grad_norms,
+        weights=gathered(boosted),
+        held_share=_held_share(boosted, norm),
+        gathered_chunks=_gathered_chunks(boosted),
+        layer_runs=layer_runs,
+    )
+
+
+def _count_layer_runs(boosted: Boosted) -> list[None]:
+    runs: list[None] = []
+    for layer in boosted.module.model.layers:
+        if isinstance(layer, LlamaDytDecoderLayer):  # and not what the pipeline left of another stage's
+            layer.self_attn.register_forward_pre_hook(lambda *_: runs.append(None))
+    return runs
+
+
+def _held_share(boosted: Boosted, norm: str) -> float:
+    inner = boosted.optimizer.optim
+    held = sum(state["exp_avg"].numel() for state in inner.state.values())
+    return held / sum(p.numel() for p in small_run.small_model(norm).parameters())
+
+
+def _gathered_chunks(boosted: Boosted) -> int:
+    if not isinstance(boosted.model, ChunkedModel):
+        return 0
+    manager = boosted.model.chunk_manager
+    return sum(chunk.keep_gathered for chunk in manager.get_chunks(boosted.model.fp16_params))

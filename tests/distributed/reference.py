@@ -1,0 +1,104 @@
+"""What every booster is measured against: plain PyTorch in one process, over the same global batches.
+
+Its own file because it must share nothing with the code it judges but the model: its loss, its clipping and its
+optimizer are torch's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch.nn import functional as F
+
+from tests.distributed import small_run
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a run computed.
+
+    Attributes:
+        gradients: of the first step, before clipping, by parameter name.
+        grad_norms: of every step, before clipping.
+        losses: of every step, mean over its label tokens.
+        weights: after the last step.
+    """
+
+    gradients: dict[str, torch.Tensor]
+    grad_norms: list[float]
+    losses: list[float]
+    weights: dict[str, torch.Tensor]
+
+
+@cache
+def train(norm: str = "dyt", precision: str = "fp32", num_steps: int = 10) -> Trajectory:
+    """Train the small run in one process.
+
+    Args:
+        precision: "fp32"; or "bf16" or "fp16" for a copy of the model in it that computes the gradients, while fp32
+            weights are kept and updated. The distance between the two is the noise of half precision itself.
+    """
+    model = small_run.small_model(norm)
+    worker = model if precision == "fp32" else copy.deepcopy(model).to(HALF[precision])
+    # fp16 gradients as small as these would vanish; a power of two changes nothing else.
+    scale = 2.0**16 if precision == "fp16" else 1.0
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=small_run.LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=small_run.WEIGHT_DECAY
+    )
+    gradients, grad_norms, losses = {}, [], []
+    for step in range(num_steps):
+        ids, labels = (torch.from_numpy(array) for array in small_run.global_batch(step))
+        with torch.no_grad():
+            for copied, master in zip(worker.parameters(), model.parameters()):
+                copied.copy_(master)
+        worker.zero_grad()
+        logits = worker(ids).logits[:, :-1].float()
+        tokens = (labels[:, 1:] != -100).sum()
+        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / tokens
+        (loss * scale).backward()
+        for copied, master in zip(worker.parameters(), model.parameters()):
+            master.grad = copied.grad.float() / scale
+        if not gradients:
+            gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        grad_norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), small_run.CLIPPING).item())
+        losses.append(loss.item())
+        optimizer.step()
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return Trajectory(gradients, grad_norms, losses, weights)
+
+
+def distance(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """Norm of the difference by the norm of the reference."""
+    return float((value.double() - reference.double()).norm() / reference.double().norm())
+
+
+def by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every kind of parameter (`self_attn.q_proj.weight`, `model.norm.alpha`) over all layers, as one flat tensor."""
+    kinds: dict[str, list[torch.Tensor]] = {}
+    for name in sorted(tensors):
+        kind = name.split(".", 3)[3] if name.startswith("model.layers.") else name
+        kinds.setdefault(kind, []).append(tensors[name].flatten())
+    return {kind: torch.cat(parts) for kind, parts in kinds.items()}
+
+
+def distances(values: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> dict[str, float]:
+    """`distance` of every kind of parameter."""
+    values, reference = by_kind(values), by_kind(reference)
+    return {kind: distance(values[kind], reference[kind]) for kind in reference}
+
+
+def gradient_noise(norm: str, precision: str) -> dict[str, float]:
+    """How far half precision alone moves the gradient of each kind of parameter.
+
+    An alpha or scale has one number a site, a sum over all that passes it, whose rounding errors cancel by luck. So the
+    worst of these kinds stands for all of them.
+    """
+    noise = distances(train(norm, precision).gradients, train(norm).gradients)
+    scalars = [kind for kind in noise if kind.endswith((".alpha", ".scale"))]
+    worst = max((noise[kind] for kind in scalars), default=0.0)
+    return noise | dict.fromkeys(scalars, worst)

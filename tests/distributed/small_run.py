@@ -1,0 +1,144 @@
+"""A run small enough for seconds: its model, its text, its flags and the layouts it is spread in.
+
+Its own file because the plain PyTorch loop of `reference.py` and the workers' `cases.py` must read the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from llama_dyt.config.run import RunConfig
+from llama_dyt.data.step import IGNORED, BatchShape, Step, make_micro_batch
+from llama_dyt.models import LlamaDytConfig, LlamaDytForCausalLM, build_config, build_model
+
+SEED = 11
+VOCAB_SIZE = 97
+"""Odd, so that tensor parallelism has to pad it and ZeRO has to pad slices of what it is a side of."""
+LENGTH = 24
+GLOBAL_ROWS = 8
+LR = 3e-3
+CLIPPING = 0.9
+"""In the midst of the grad norms, so that some steps are clipped and some are not."""
+WEIGHT_DECAY = 0.1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is spread over processes."""
+
+    plugin: str
+    world_size: int
+    tp: int = 1
+    pp: int = 1
+    zero: int | None = None
+
+    @property
+    def dp(self) -> int:
+        return self.world_size // (self.tp * self.pp)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What the engine trains in here: Gemini has no fp32, hybrid_parallel has it without ZeRO alone."""
+        if self.plugin.startswith("gemini") or (self.plugin == "hybrid_parallel" and self.zero):
+            return ("bf16", "fp16")
+        return ("fp32", "bf16", "fp16")
+
+    def __str__(self) -> str:
+        cuts = [f"{name}{size}" for name, size in (("tp", self.tp), ("pp", self.pp)) if size > 1]
+        cuts += [] if self.zero is None else [f"zero{self.zero}"]
+        return "-".join([self.plugin, *cuts, f"{self.world_size}ranks"])
+
+
+def hybrid(world_size: int, tp: int = 1, pp: int = 1, zero: int = 0) -> Layout:
+    return Layout("hybrid_parallel", world_size, tp, pp, zero)
+
+
+LAYOUTS = [
+    *(Layout(plugin, size) for plugin in ("zero2", "zero2_cpu", "gemini", "gemini_auto") for size in (1, 2)),
+    hybrid(1),
+    hybrid(2),
+    hybrid(2, zero=1),
+    hybrid(2, zero=2),
+    hybrid(2, tp=2),
+    hybrid(2, pp=2),
+    hybrid(4, tp=2, pp=2),
+    hybrid(4, tp=2, zero=1),
+    hybrid(4, pp=2, zero=1),
+]
+
+
+def model_config(norm: str = "dyt") -> LlamaDytConfig:
+    return build_config(
+        "15m",
+        norm=norm,
+        hidden_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=4096,
+        initializer_range=0.1,  # at 0.02 the gradients of q and k are a millionth of the others, and prove nothing
+    )
+
+
+def small_model(norm: str = "dyt", seed: int = SEED) -> LlamaDytForCausalLM:
+    return build_model(model_config(norm), seed=seed)
+
+
+def run_config(layout: Layout, precision: str, accumulation: int = 1, **flags) -> RunConfig:
+    """The run's flags; the global batch is the same whatever the layout and the accumulation."""
+    settings = {
+        "plugin": layout.plugin,
+        "tp": layout.tp,
+        "pp": layout.pp,
+        "zero": layout.zero,
+        "mixed_precision": precision,
+        "max_length": LENGTH,
+        "batch_size": GLOBAL_ROWS // (layout.dp * accumulation),
+        "gradient_accumulation_steps": accumulation,
+        "lr": LR,
+        "weight_decay": WEIGHT_DECAY,
+        "gradient_clipping": CLIPPING,
+    }
+    return RunConfig.build("pretrain", **{**settings, **flags})
+
+
+def global_batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and labels of one optimizer step, (GLOBAL_ROWS, LENGTH) each.
+
+    A text that can be learned: three times in four a token follows from the one before, else it is drawn, small ids
+    more often. Labels are spread unevenly: rows have from none to all of theirs.
+    """
+    generator = np.random.default_rng((SEED, step))
+    drawn = (VOCAB_SIZE * generator.random((GLOBAL_ROWS, LENGTH)) ** 3).astype(np.int64)
+    follows = generator.random((GLOBAL_ROWS, LENGTH)) < 0.75
+    ids = drawn.copy()
+    for place in range(1, LENGTH):
+        ids[:, place] = np.where(follows[:, place], (ids[:, place - 1] * 5 + 3) % VOCAB_SIZE, drawn[:, place])
+    labels = ids.copy()
+    for row in range(GLOBAL_ROWS):
+        number = row + step
+        labels[row, : LENGTH if number % GLOBAL_ROWS == 5 else (number * 7) % (LENGTH - 2)] = IGNORED
+    return ids, labels
+
+
+def num_label_tokens(labels: np.ndarray) -> int:
+    return int((labels[:, 1:] != IGNORED).sum())
+
+
+def batches(run: RunConfig, dp_rank: int, dp_size: int, state: dict | None = None) -> Iterator[Step]:
+    """The steps of one data-parallel rank, without end; `state` as for the loaders."""
+    accumulation = run.optimizer.gradient_accumulation_steps
+    shape = BatchShape(run.data.batch_size, accumulation, dp_rank, dp_size)
+    step = state["step"] if state else 0
+    while True:
+        ids, labels = global_batch(step)
+        rows = shape.own_rows
+        parts = zip(np.split(ids[rows], accumulation), np.split(labels[rows], accumulation))
+        step += 1
+        micro_batches = [make_micro_batch(*part) for part in parts]
+        yield Step(micro_batches, num_label_tokens(labels), ids.size, {"step": step})
