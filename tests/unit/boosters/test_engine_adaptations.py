@@ -1,0 +1,104 @@
+"""What is done to the engine at import and at launch: enough that it runs, and nothing that anybody else can see."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_dyt.boosters.host import HostAccelerator, HostStream, peak_resident_bytes, reset_peak_resident_bytes
+
+ROOT = Path(__file__).parents[3]
+
+ONE_PROCESS_RUN = """
+from llama_dyt.boosters.launch import ProcessEnvironment, launch
+
+launch(seed=0, environment=ProcessEnvironment())
+from llama_dyt.boosters.boosted import Boosted
+from llama_dyt.training.optimizer import parameter_groups
+from tests.distributed import small_run
+
+for plugin in ("gemini", "gemini_auto", "zero2", "zero2_cpu", "hybrid_parallel"):
+    run = small_run.run_config(small_run.Layout(plugin, 1), "bf16")
+    model = small_run.small_model()
+    boosted = Boosted(run, model, parameter_groups(model, 0.1, decay_all=True))
+    batches = small_run.batches(run, 0, 1)
+    for _ in range(2):
+        boosted.forward_backward(next(batches))
+        boosted.optimizer_step()
+print("done")
+"""
+
+
+def run(program: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+
+def test_a_good_run_prints_nothing_of_the_engines_and_no_traceback():
+    finished = run(ONE_PROCESS_RUN)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == "done\n"
+    assert finished.stderr == ""
+
+
+def test_the_engine_runs_where_its_unused_packages_cannot_be_imported():
+    block = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("peft", "galore_torch", "bitsandbytes"):
+            raise ModuleNotFoundError(name)
+
+import transformers.utils.import_utils  # which looks for them itself, by their specs
+sys.meta_path.insert(0, Blocked())
+import llama_dyt.boosters
+assert not {"peft", "galore_torch", "bitsandbytes"} & set(sys.modules), "stand-ins left behind"
+"""
+    finished = run(block + ONE_PROCESS_RUN)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_importing_the_boosters_changes_nothing_of_the_engine():
+    finished = run(
+        "import llama_dyt.boosters.gemini, llama_dyt.boosters.host\n"
+        "from colossalai.accelerator import CpuAccelerator, get_accelerator\n"
+        "from colossalai.kernel.kernel_loader import CPUAdamLoader\n"
+        "assert not type(get_accelerator()).__module__.startswith('llama_dyt')\n"
+        "assert all(e.__module__.startswith('colossalai') for e in CPUAdamLoader.REGISTRY)\n"
+        "assert CpuAccelerator\n"
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_host_accelerator_answers_what_training_asks():
+    accelerator = HostAccelerator()
+    assert accelerator.get_current_device() == torch.device("cpu")
+    assert accelerator.current_device() == 0
+    stream = accelerator.Stream()
+    stream.wait_stream(accelerator.current_stream())
+    event = accelerator.Event()
+    event.record(stream)
+    event.wait()
+    with accelerator.stream(stream):
+        accelerator.synchronize()
+    assert stream.query()
+    assert isinstance(accelerator.default_stream(), HostStream)
+    accelerator.manual_seed(3)
+    state = accelerator.get_rng_state()
+    drawn = torch.rand(2)
+    accelerator.set_rng_state(state)
+    assert torch.equal(torch.rand(2), drawn)
+    assert 0 < accelerator.memory_allocated() <= accelerator.max_memory_allocated() * 1.05
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can start a new peak")
+def test_peak_memory_starts_anew():
+    reset_peak_resident_bytes()
+    before = peak_resident_bytes()
+    tensor = torch.ones(50_000_000)
+    del tensor
+    assert peak_resident_bytes() > before + 150e6
+    reset_peak_resident_bytes()
+    assert peak_resident_bytes() < before + 100e6
