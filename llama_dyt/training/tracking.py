@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from llama_dyt.errors import TrainingError
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -69,14 +73,16 @@ class Tracker:
         if not self._enabled:
             return
         if self.save_dir is not None:
-            self.save_dir.mkdir(parents=True, exist_ok=True)
-            (self.save_dir / CONFIG_FILE).write_text(self._config_yaml, encoding="utf-8")
-            self._metrics = self._open_metrics(self.save_dir / METRICS_FILE, self._start_step)
+            with _writing("metrics", self.save_dir):
+                self.save_dir.mkdir(parents=True, exist_ok=True)
+                (self.save_dir / CONFIG_FILE).write_text(self._config_yaml, encoding="utf-8")
+                self._metrics = self._open_metrics(self.save_dir / METRICS_FILE, self._start_step)
         if self._tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             purge = self._start_step + 1 if self._start_step else None
-            self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=purge)
+            with _writing("TensorBoard's files", self._tensorboard_dir):
+                self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=purge)
 
     @staticmethod
     def _open_metrics(path: Path, start_step: int):
@@ -95,23 +101,31 @@ class Tracker:
         """Write one record; nested dicts (values a site) become one TensorBoard scalar each.
 
         Floats keep full precision, so that two runs can be compared to the last bit.
+
+        Raises:
+            TrainingError: a file cannot be written.
         """
         if not self._enabled:
             return
         if self._metrics is not None:
-            self._metrics.write(json.dumps(record) + "\n")
-            self._metrics.flush()
+            with _writing("metrics", self.save_dir):
+                self._metrics.write(json.dumps(record) + "\n")
+                self._metrics.flush()
         if self._writer is not None:
-            for key, value in record.items():
-                if isinstance(value, dict):
-                    for site, number in value.items():
-                        self._writer.add_scalar(f"{key}/{site}", number, record["step"])
-                elif key != "step" and isinstance(value, (int, float)):
-                    self._writer.add_scalar(f"train/{key}", value, record["step"])
+            with _writing("TensorBoard's files", self._tensorboard_dir):
+                self._add_scalars(record)
         if self._bar is not None:
             self._bar.set_postfix_str(
                 f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s", refresh=False
             )
+
+    def _add_scalars(self, record: dict[str, Any]) -> None:
+        for key, value in record.items():
+            if isinstance(value, dict):
+                for site, number in value.items():
+                    self._writer.add_scalar(f"{key}/{site}", number, record["step"])
+            elif key != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(f"train/{key}", value, record["step"])
 
     def say(self, message: str) -> None:
         """Print a line without tearing the progress bar."""
@@ -121,10 +135,13 @@ class Tracker:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
-        if self._metrics is not None:
-            self._metrics.close()
+        # A file that cannot be written was told of when it happened, or lacks its last record at most.
+        with suppress(OSError):
+            if self._writer is not None:
+                self._writer.close()
+        with suppress(OSError):
+            if self._metrics is not None:
+                self._metrics.close()
 
     def draw(self, title: str, vocab_size: int) -> Path | None:
         """Draw loss.png from metrics.jsonl; None where there is nothing to draw."""
@@ -136,5 +153,20 @@ class Tracker:
         from .picture import draw
 
         path = self.save_dir / PICTURE_FILE
-        draw(records, path, title, vocab_size)
+        try:
+            draw(records, path, title, vocab_size)
+        except OSError as error:
+            self.say(f"warning: no picture, {path} cannot be written ({error.strerror})")
+            return None
         return path
+
+
+@contextmanager
+def _writing(what: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"could not write {what} in {folder} ({error.strerror}); free space or take another folder, and resume "
+            "with --load auto"
+        ) from error
