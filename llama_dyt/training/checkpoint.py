@@ -78,7 +78,8 @@ class CheckpointWriter:
                 errors.append(f"rank {dist.get_rank()}: {_reason(error)}")
 
         def prepare() -> None:
-            shutil.rmtree(aside, ignore_errors=True)
+            for leftover in self.save_dir.glob(".step_*.unfinished"):  # of runs that were killed while saving
+                shutil.rmtree(leftover, ignore_errors=True)
             (aside / "model").mkdir(parents=True)
             (aside / "optimizer").mkdir()
             self._save_model_files(aside / "model")

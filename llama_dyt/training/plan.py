@@ -123,7 +123,8 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
         checkpoint=checkpoint,
         dataset=dataset,
         held_out=held_out,
-        warnings=[str(w.message) for w in caught] + check.warnings(run, environment.world_size, device),
+        warnings=list(dict.fromkeys(str(w.message) for w in caught))
+        + check.warnings(run, environment.world_size, device),
     )
 
 
@@ -197,8 +198,11 @@ def _checkpoint(run: RunConfig) -> Checkpoint | None:
     save_dir = Path(run.run.save_dir)
     if run.run.load is not None:
         path = find_checkpoint(run.run.load, save_dir)
-        if path is None or path.resolve().parent == save_dir.resolve():
-            return Checkpoint(path) if path else None
+        if path is None:
+            return None
+        if path.resolve().parent == save_dir.resolve():
+            _warn_of_later_steps(path, save_dir)
+            return Checkpoint(path)
         checkpoint = Checkpoint(path)
     else:
         checkpoint = None
@@ -210,6 +214,17 @@ def _checkpoint(run: RunConfig) -> Checkpoint | None:
             "another --save_dir to start anew"
         )
     return checkpoint
+
+
+def _warn_of_later_steps(path: Path, save_dir: Path) -> None:
+    steps = complete_steps(save_dir)
+    later = [step.name for step in steps if step.name > path.resolve().name]
+    if later:
+        warnings.warn(
+            f"{save_dir} also holds {', '.join(later)}: they belong to the course that this run leaves, and --load "
+            "auto takes the newest; remove them, or give another --save_dir",
+            stacklevel=2,
+        )
 
 
 def _tokenizer_name(run: RunConfig, weights_folder: Path | None, corpus: Any) -> str:
