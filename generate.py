@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llama_dyt.errors import CheckpointError, ConfigurationError, LlamaDytError
+from llama_dyt.errors import CheckpointError, ConfigurationError, DataError, LlamaDytError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,7 +82,10 @@ def load(path: str, device: str):
     import llama_dyt  # noqa: F401  (registers the DyT classes with transformers' Auto classes)
     from llama_dyt.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(path)
+    try:
+        tokenizer = load_tokenizer(path)
+    except DataError as error:
+        raise DataError(f"--model_path {path}: {str(error).replace('--tokenizer', '--model_path')}") from error
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(path)
