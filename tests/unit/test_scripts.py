@@ -58,7 +58,7 @@ def test_every_benchmark_starts_small_on_one_cpu_machine(path, num_processes, en
     assert words[5].endswith("/benchmark.py")
     run, problems = read("benchmark", words[6:])
     assert problems + collect_problems(run, num_processes, "cpu") == []
-    assert (run.model.config, run.data.max_length, run.data.batch_size) == ("15m", 256, 2)
+    assert (run.model.config, run.data.max_length, run.data.batch_size) == ("15m", 64, 2)
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: f"{p.parent.name}/{p.name}")
