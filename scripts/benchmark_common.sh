@@ -36,7 +36,7 @@ run_benchmark() { # SIZE SEQUENCES-A-RANK FLAGS…
   shift 2
   if [ "$GPUS" = 0 ] && [ "${#HOSTS[@]}" = 0 ]; then
     # Small, and said to be: on a CPU this shows that a configuration works, not how fast it is. (A CPU without its own
-    # bf16 instructions multiplies matrices in it some fifty times slower than in fp32.)
+    # bf16 instructions multiplies matrices in it many times slower than in fp32.)
     batch=2 length="${LENGTH:-64}"
     echo "no GPU here: $size on $NPROC CPU process(es), batch ${BATCH:-$batch}, length $length; BATCH and LENGTH change that"
     keep_large_buffers
