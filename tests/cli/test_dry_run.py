@@ -1,0 +1,76 @@
+"""--dry_run tells what a run would be, quickly, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import benchmark
+import finetune
+import pretrain
+from llama_dyt.config import cli
+from llama_dyt.config.run import RunConfig
+from tests.cli.entries import Command
+
+
+@pytest.fixture
+def dry_run(monkeypatch, capsys, tmp_path):
+    """`dry_run(entry, flags, processes)`: what its main prints in this process, as the first of so many."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(entry, flags, processes=1) -> str:
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        monkeypatch.setattr("sys.argv", [f"{entry.__name__}.py", *map(str, flags), "--dry_run"])
+        entry.main()
+        return capsys.readouterr().out
+
+    yield run
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def test_a_dry_run_prints_the_run_and_what_it_takes(corpus, tmp_path):
+    flags = corpus.pretrain_flags(save_dir="run", max_steps=None, num_epochs=2)
+    outcome = Command("pretrain", [*flags, "--dry_run"], tmp_path).run()
+    assert outcome.status == 0, outcome.stderr
+    assert not list(tmp_path.iterdir()), "something was left behind"
+    # The flags as YAML, which can be given to --config_file; figures as its comments.
+    assert RunConfig.from_yaml(outcome.stdout).replace(dry_run=True) == cli.parse("pretrain", [*flags, "--dry_run"])
+    figures = dict(line[2:].split(maxsplit=1) for line in outcome.stdout.splitlines() if line.startswith("# "))
+    assert figures["parameters"] == "51,366"
+    assert "tokens a step   64" in outcome.stdout
+    assert int(figures["steps"].split()[0].replace(",", "")) > 100
+    assert "documents" in outcome.stderr, "steps of a local dataset are counted"
+    assert "memory a rank" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("size", "processes", "flags", "parameters"),
+    [
+        ("7b", 8, ["-p", "gemini", "-x", "bf16"], "6,738,415,682"),
+        ("7b", 8, ["-p", "zero2_cpu", "-x", "fp16", "-g"], "6,738,415,682"),
+        ("70b", 64, ["-p", "3d", "--tp", 8, "--pp", 4, "-b", 8, "-x", "bf16", "-g"], "68,976,648,354"),
+        ("70b", 64, ["-p", "gemini_auto", "-x", "bf16", "-g"], "68,976,648,354"),
+    ],
+)
+def test_large_models_are_sized_up_in_seconds(dry_run, size, processes, flags, parameters):
+    start = time.monotonic()
+    text = dry_run(benchmark, ["-c", size, *["--mixed_precision" if f == "-x" else f for f in flags]], processes)
+    assert time.monotonic() - start < 20
+    assert f"# parameters      {parameters}" in text
+    assert f"# processes       {processes} (" in text
+    assert "# steps           5" in text
+
+
+def test_pretraining_of_a_large_model_is_sized_up_with_the_corpus(dry_run, corpus):
+    flags = ["-c", "70b", "-p", "3d", "--tp", 8, "--pp", 4, "-b", 4, "-x", "bf16", "-d", corpus.train]
+    text = dry_run(pretrain, [*flags, "--tokenizer", corpus.tokenizer, "--max_steps", 5000], 64)
+    assert "# tokens a step   32,768" in text
+    assert "# steps           5,000 (163,840,000 tokens)" in text
+
+
+def test_finetuning_counts_its_steps_from_the_examples(dry_run, corpus, pretrained):
+    flags = ["--model_path", pretrained.save_dir, "-d", corpus.prompts, "-b", 4, "-l", 64, "-e", 2, "-p", "zero2"]
+    assert "# steps           24" in dry_run(finetune, [*flags, "-x", "fp32"])
+    assert "# steps           12" in dry_run(finetune, [*flags, "-x", "fp32"], 2)
