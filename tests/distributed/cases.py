@@ -14,6 +14,7 @@ import torch
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.boosters.gemini import ChunkedModel
 from llama_dyt.config.run import RunConfig
+from llama_dyt.data.step import Step
 from llama_dyt.models.modeling_llama_dyt import LlamaDytDecoderLayer
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import small_run
@@ -125,11 +126,15 @@ def train(
     )
 
 
+def _own_layers(boosted: Boosted) -> list[LlamaDytDecoderLayer]:
+    """Decoder layers, without what a pipeline leaves of those of other stages."""
+    return [layer for layer in boosted.module.model.layers if isinstance(layer, LlamaDytDecoderLayer)]
+
+
 def _count_layer_runs(boosted: Boosted) -> list[None]:
     runs: list[None] = []
-    for layer in boosted.module.model.layers:
-        if isinstance(layer, LlamaDytDecoderLayer):  # and not what the pipeline left of another stage's
-            layer.self_attn.register_forward_pre_hook(lambda *_: runs.append(None))
+    for layer in _own_layers(boosted):
+        layer.self_attn.register_forward_pre_hook(lambda *_: runs.append(None))
     return runs
 
 
@@ -144,3 +149,22 @@ def _gathered_chunks(boosted: Boosted) -> int:
         return 0
     manager = boosted.model.chunk_manager
     return sum(chunk.keep_gathered for chunk in manager.get_chunks(boosted.model.fp16_params))
+
+
+def rope_at(layout: Layout, position: int) -> list[dict[str, torch.Tensor]]:
+    """cos and sin of a position as every attention layer of this rank got them, in a bf16 step that reaches it."""
+    run = small_run.run_config(layout, "bf16", max_length=position + 1, batch_size=1)
+    boosted = boost(run)
+    arrived: list[dict[str, torch.Tensor]] = []
+
+    def look(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        cos, sin = kwargs["position_embeddings"]
+        arrived.append({"cos": cos[0, position].clone(), "sin": sin[0, position].clone()})
+
+    for layer in _own_layers(boosted):
+        layer.self_attn.register_forward_pre_hook(look, with_kwargs=True)
+    ids = torch.arange(position + 1).remainder(small_run.VOCAB_SIZE).unsqueeze(0)
+    step = Step([{"input_ids": ids, "labels": ids}], position * layout.dp, (position + 1) * layout.dp, {})
+    boosted.forward_backward(step)
+    boosted.optimizer_step()
+    return arrived

@@ -52,14 +52,11 @@ def train(norm: str = "dyt", precision: str = "fp32", num_steps: int = 10) -> Tr
     )
     gradients, grad_norms, losses = {}, [], []
     for step in range(num_steps):
-        ids, labels = (torch.from_numpy(array) for array in small_run.global_batch(step))
         with torch.no_grad():
             for copied, master in zip(worker.parameters(), model.parameters()):
                 copied.copy_(master)
         worker.zero_grad()
-        logits = worker(ids).logits[:, :-1].float()
-        tokens = (labels[:, 1:] != -100).sum()
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / tokens
+        loss = loss_of(worker, step)
         (loss * scale).backward()
         for copied, master in zip(worker.parameters(), model.parameters()):
             master.grad = copied.grad.float() / scale
@@ -70,6 +67,21 @@ def train(norm: str = "dyt", precision: str = "fp32", num_steps: int = 10) -> Tr
         optimizer.step()
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     return Trajectory(gradients, grad_norms, losses, weights)
+
+
+def grad_norm_at_start(step: int) -> float:
+    """Norm of the gradient of the initial weights on the global batch of `step`."""
+    model = small_run.small_model()
+    loss_of(model, step).backward()
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()]).item()
+
+
+def loss_of(model: torch.nn.Module, step: int) -> torch.Tensor:
+    """Mean loss over the label tokens of a global batch, in fp32 whatever the model is in."""
+    ids, labels = (torch.from_numpy(array) for array in small_run.global_batch(step))
+    logits = model(ids).logits[:, :-1].float()
+    targets = labels[:, 1:]
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / (targets != -100).sum()
 
 
 def distance(value: torch.Tensor, reference: torch.Tensor) -> float:

@@ -126,6 +126,19 @@ def global_batch(step: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, labels
 
 
+def letters_tokenizer():
+    """A tokenizer whose tokens are single characters, for text that comes through the real loader."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<unk>"]
+    letters = [chr(code) for code in range(32, 32 + VOCAB_SIZE - len(special))]
+    vocabulary = {token: number for number, token in enumerate(special + letters)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def num_label_tokens(labels: np.ndarray) -> int:
     return int((labels[:, 1:] != IGNORED).sum())
 

@@ -1,0 +1,136 @@
+"""A run that is saved, ended and resumed is the run that was never ended, to the last bit; and saves that fail."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed import training_cases
+from tests.distributed.small_run import LAYOUTS, Layout, hybrid
+from tests.distributed.training_cases import OVERFLOW_AT, SAVE_AT, TOTAL_STEPS, Trace
+
+pytestmark = pytest.mark.distributed
+
+# One rank would show nothing that two do not.
+CASES = [(layout, precision) for layout in LAYOUTS if layout.world_size > 1 for precision in layout.precisions]
+
+
+def check_same(straight: Trace, resumed: Trace) -> None:
+    """The last ten steps of both, and everything that decides how they would go on."""
+    for name in ("losses", "lrs", "grad_norms", "skipped", "loss_scales", "draws"):
+        assert getattr(straight, name)[SAVE_AT:] == getattr(resumed, name), name
+    assert straight.optimizer_steps == resumed.optimizer_steps
+    assert straight.scaler == resumed.scaler
+    assert straight.progress == resumed.progress
+    assert straight.tensors.keys() == resumed.tensors.keys()
+    for name, tensor in straight.tensors.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, resumed.tensors[name]), name
+
+
+@pytest.mark.parametrize(("layout", "precision"), CASES, ids=str)
+def test_twenty_steps_equal_ten_and_resume_and_ten(pool, tmp_path, layout: Layout, precision: str):
+    results = pool(layout.world_size).run(
+        training_cases.resume, layout=layout, precision=precision, folder=str(tmp_path), accumulation=2
+    )
+    for straight, resumed in results:
+        assert len(straight.losses) == TOTAL_STEPS
+        if precision == "fp16":
+            # The checkpoint lies among skipped steps, so every part of the loss scaler's state matters.
+            assert straight.skipped[OVERFLOW_AT:SAVE_AT] == [True, True]
+            assert straight.skipped[SAVE_AT]
+            assert not straight.skipped[-1]
+        else:
+            assert not any(straight.skipped)
+        check_same(straight, resumed)
+    # Some rank wrote each of them; a comparison of nothing would pass.
+    names = [name for straight, _ in results for name in straight.tensors]
+    assert len(names) == len(set(names)) == 3 * (2 + 1 + 4 * 11 + 2)
+
+
+def test_a_difference_fails_the_comparison(pool, tmp_path):
+    layout = Layout("zero2", 2)
+    straight, resumed = pool(2).run(training_cases.resume, layout=layout, precision="bf16", folder=str(tmp_path))[0]
+    check_same(straight, resumed)
+    name = "exp_avg.lm_head.weight"
+    nudged = straight.tensors[name].clone()
+    nudged[0, 0] = torch.nextafter(nudged[0, 0], torch.tensor(1.0))
+    with pytest.raises(AssertionError, match=name):
+        check_same(straight, replace(resumed, tensors={**resumed.tensors, name: nudged}))
+
+
+def test_resuming_goes_on_in_the_text_where_it_was(pool, tmp_path):
+    """The real loader's position, through trainer_state.json."""
+    file = tmp_path / "text.jsonl"
+    documents = (f"document {number} counts {' '.join(map(str, range(number % 40)))}" for number in range(200))
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    results = pool(2).run(
+        training_cases.resume, layout=Layout("zero2", 2), precision="fp32", folder=str(tmp_path / "run"), text=str(file)
+    )
+    for straight, resumed in results:
+        assert straight.progress["position"] is not None
+        check_same(straight, resumed)
+
+
+@pytest.mark.parametrize(
+    ("writer", "reader"),
+    [
+        (hybrid(4, tp=2, pp=2), Layout("zero2", 2)),
+        (Layout("zero2", 2), Layout("gemini", 2)),
+        (Layout("gemini", 2), hybrid(4, tp=2, zero=1)),
+        (Layout("zero2_cpu", 2), hybrid(2, pp=2)),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_is_the_same_for_every_layout(pool, tmp_path, writer: Layout, reader: Layout):
+    """All of one layout's weights and moments arrive in another, exactly, and training goes on from there."""
+    folder = str(tmp_path)
+    saved = pool(writer.world_size).run(
+        training_cases.save_at_step, layout=writer, precision="bf16", folder=folder, num_steps=2
+    )
+    path = str(tmp_path / "step_00000002")
+    loaded = pool(reader.world_size).run(training_cases.load, layout=reader, precision="bf16", path=path)
+    again = pool(writer.world_size).run(training_cases.load, layout=writer, precision="bf16", path=path)
+
+    expected = {name: tensor for part in saved for name, tensor in part.items()}
+    arrived = {name: tensor for part, _ in loaded for name, tensor in part.items()}
+    assert expected.keys() == arrived.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, arrived[name]), name
+    assert loaded[0][1] == pytest.approx(again[0][1], abs=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("layout", "failing_rank"),
+    [(Layout("zero2", 2), 0), (Layout("gemini", 2), 0), (hybrid(2, pp=2), 0), (hybrid(2, pp=2), 1)],
+    ids=str,
+)
+def test_a_rank_that_cannot_write_fails_the_save_on_all_and_harms_nothing(
+    pool, tmp_path, layout: Layout, failing_rank: int
+):
+    results = pool(layout.world_size).run(
+        training_cases.failing_save, layout=layout, folder=str(tmp_path), failing_rank=failing_rank, timeout=60
+    )
+    for message, left, third in results:
+        assert f"rank {failing_rank}: " in message
+        assert "No space left on device" in message
+        assert str(tmp_path / "step_00000002") in message
+        assert "step_00000001" in message  # the one to go back to
+        assert left == ["step_00000001"]
+        assert Path(third).name == "step_00000002"
+    assert (tmp_path / "step_00000002" / "COMPLETE").is_file()
+    first = pool(layout.world_size).run(
+        training_cases.load, layout=layout, precision="bf16", path=str(tmp_path / "step_00000001")
+    )
+    assert all(loss > 0 for _, loss in first)
+
+
+def test_a_save_dir_that_is_no_folder_fails_the_save_on_all(pool, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    for message in pool(2).run(training_cases.save_into, layout=Layout("zero2", 2), folder=str(file)):
+        assert "rank 0: " in message
+        assert str(file) in message
+    assert file.read_text() == "in the way"
