@@ -48,7 +48,7 @@ class Boosted:
             parameter_groups: as for a torch optimizer: dicts with "params" and "weight_decay".
         """
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        exact = {name: parameter.data for name, parameter in model.named_parameters()}
+        exact = self._weights_that_get_rounded(run, model)
         self.run = run
         self.plugin = build_plugin(
             run, FAMILIES[model.config.model_type], num_parameters=sum(s.numel() for s in shapes.values())
@@ -61,7 +61,8 @@ class Boosted:
         self.module: nn.Module = self.model.unwrap()
         self.scaler = LossScaler(self.optimizer)
         self.state: TrainingState = self._make_state(shapes)
-        self._start_from(exact)
+        if exact:
+            self.state.scatter(lambda name: {"param": exact[name]})
         self.model.train()
 
     def _make_state(self, shapes: dict[str, torch.Size]) -> TrainingState:
@@ -71,15 +72,17 @@ class Boosted:
             return GeminiState(self.model, self.optimizer, self.scaler)
         return ShardedState(self.module, self.optimizer, self.grid, shapes, self.scaler)
 
-    def _start_from(self, exact: dict[str, torch.Tensor]) -> None:
-        """Let the fp32 masters start as the fp32 weights.
+    @staticmethod
+    def _weights_that_get_rounded(run: RunConfig, model: nn.Module) -> dict[str, torch.Tensor]:
+        """The fp32 weights, by name, where the engine does not start its fp32 masters from them.
 
         Upstream `LowLevelZeroOptimizer._create_master_param_current_rank` and `MixedPrecisionOptimizer.__init__` copy
         them from parameters that were already rounded to half precision, so a run would start from other weights than
         the model it was built from. Gemini's counterpart is in `gemini.ChunkedModel`.
         """
-        if isinstance(self.state, ShardedState) and self.run.booster.mixed_precision != "fp32":
-            self.state.scatter(lambda name: {"param": exact[name]})
+        if run.booster.mixed_precision == "fp32" or run.booster.plugin.startswith("gemini"):
+            return {}
+        return {name: parameter.data for name, parameter in model.named_parameters()}
 
     # --- one step ------------------------------------------------------------------------------------------------
 
