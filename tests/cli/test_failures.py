@@ -61,8 +61,12 @@ def test_a_broken_line_met_while_counting_steps_ends_the_run(corpus, broken_corp
     assert not list(tmp_path.iterdir()), "something was left behind"
 
 
-def test_skipped_lines_are_counted(corpus, broken_corpus, tmp_path):
-    flags = corpus.pretrain_flags(dataset=broken_corpus, save_dir="run", max_steps=2, warmup_steps=1)
+def test_skipped_lines_are_counted(corpus, tmp_path):
+    """Two steps of 512 tokens use up the short documents, and the lines among them that cannot be used."""
+    lines = ['{"text": "short"}\n', '{"text": "half\n', '{"txt": "misspelt"}\n', '{"text": "short too"}\n']
+    dataset = tmp_path / "train.jsonl"
+    dataset.write_text("".join(lines) + corpus.train.read_text(encoding="utf-8"), encoding="utf-8")
+    flags = corpus.pretrain_flags(dataset=dataset, save_dir="run", max_length=256, max_steps=2, warmup_steps=1)
     outcome = Command("pretrain", [*flags, "--skip_bad_lines"], tmp_path).run()
     assert outcome.status == 0, outcome.stderr
     assert "left out    2 unusable lines" in outcome.stdout
