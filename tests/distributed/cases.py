@@ -153,7 +153,8 @@ def _gathered_chunks(boosted: Boosted) -> int:
 
 def rope_at(layout: Layout, position: int) -> list[dict[str, torch.Tensor]]:
     """cos and sin of a position as every attention layer of this rank got them, in a bf16 step that reaches it."""
-    run = small_run.run_config(layout, "bf16", max_length=position + 1, batch_size=1)
+    rows = layout.pp  # the engine wants a micro batch for every stage
+    run = small_run.run_config(layout, "bf16", max_length=position + 1, batch_size=rows)
     boosted = boost(run)
     arrived: list[dict[str, torch.Tensor]] = []
 
@@ -163,8 +164,8 @@ def rope_at(layout: Layout, position: int) -> list[dict[str, torch.Tensor]]:
 
     for layer in _own_layers(boosted):
         layer.self_attn.register_forward_pre_hook(look, with_kwargs=True)
-    ids = torch.arange(position + 1).remainder(small_run.VOCAB_SIZE).unsqueeze(0)
-    step = Step([{"input_ids": ids, "labels": ids}], position * layout.dp, (position + 1) * layout.dp, {})
+    ids = torch.arange(position + 1).remainder(small_run.VOCAB_SIZE).expand(rows, -1).contiguous()
+    step = Step([{"input_ids": ids, "labels": ids}], position * rows * layout.dp, ids.numel() * layout.dp, {})
     boosted.forward_backward(step)
     boosted.optimizer_step()
     return arrived

@@ -103,6 +103,7 @@ def run_config(layout: Layout, precision: str, accumulation: int = 1, **flags) -
         "lr": LR,
         "weight_decay": WEIGHT_DECAY,
         "gradient_clipping": CLIPPING,
+        "seed": SEED,
     }
     return RunConfig.build("pretrain", **{**settings, **flags})
 

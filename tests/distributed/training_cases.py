@@ -188,7 +188,11 @@ def overflow(layout: Layout, scale: float, at: int, num_steps: int, accumulation
     Returns:
         The trace, and for every step whether it changed any weight.
     """
-    trainer, trace, moved = start(small_run.run_config(layout, "fp16", accumulation, warmup_steps=4)), Trace(), []
+    trainer, trace, moved = (
+        start(small_run.run_config(layout, "fp16", accumulation, warmup_steps=TOTAL_STEPS)),
+        Trace(),
+        [],
+    )
     before = tensors_of(trainer)
     with open_batches(trainer, None) as batches:
         for number in range(num_steps):
