@@ -57,9 +57,9 @@ class RankResult:
     layer_runs: int
 
 
-def boost(run: RunConfig, norm: str = "dyt", seed: int = small_run.SEED, fault: str | None = None) -> Boosted:
+def boost(run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | None = None) -> Boosted:
     """The small model under the run's plugin; `fault` spoils its gradients before anything reads them."""
-    model = small_run.small_model(norm, seed)
+    model = small_run.small_model(norm, num_layers)
     if run.model.gradient_checkpoint:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Gemini's hooks take the gradient away, so ours must be there first; tensor parallelism replaces parameters, so
@@ -154,8 +154,8 @@ def _gathered_chunks(boosted: Boosted) -> int:
 def rope_at(layout: Layout, position: int) -> list[dict[str, torch.Tensor]]:
     """cos and sin of a position as every attention layer of this rank got them, in a bf16 step that reaches it."""
     rows = layout.pp  # the engine wants a micro batch for every stage
-    run = small_run.run_config(layout, "bf16", max_length=position + 1, batch_size=rows)
-    boosted = boost(run)
+    run = small_run.run_config(layout, "bf16", max_length=position + 1, batch_size=rows, mbs=1)
+    boosted = boost(run, num_layers=2)
     arrived: list[dict[str, torch.Tensor]] = []
 
     def look(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -167,5 +167,4 @@ def rope_at(layout: Layout, position: int) -> list[dict[str, torch.Tensor]]:
     ids = torch.arange(position + 1).remainder(small_run.VOCAB_SIZE).expand(rows, -1).contiguous()
     step = Step([{"input_ids": ids, "labels": ids}], position * rows * layout.dp, ids.numel() * layout.dp, {})
     boosted.forward_backward(step)
-    boosted.optimizer_step()
     return arrived

@@ -41,7 +41,8 @@ PRELOADED = [
 ]
 """What the server imports before it forks. Nothing here may start a thread or draw a random number."""
 
-DEFAULT_TIMEOUT_SECONDS = 120.0
+DEFAULT_TIMEOUT_SECONDS = 240.0
+"""A case takes seconds; on a machine that also does other things, a minute."""
 GRACE_SECONDS = 5.0
 """How long the other ranks may go on once one has failed: they are most likely waiting for it in a collective."""
 _STACKS_SECONDS = 5.0
@@ -71,7 +72,9 @@ class Pool:
         self._workers: list[_Worker] = []
         self._starts = 0
 
-    def run(self, case: str | Callable[..., Any], timeout: float = DEFAULT_TIMEOUT_SECONDS, **kwargs: Any) -> list[Any]:
+    def run(
+        self, case: str | Callable[..., Any], /, timeout: float = DEFAULT_TIMEOUT_SECONDS, **kwargs: Any
+    ) -> list[Any]:
         """Run a case on every rank and return what each returned.
 
         Args:

@@ -69,9 +69,9 @@ def train(norm: str = "dyt", precision: str = "fp32", num_steps: int = 10) -> Tr
     return Trajectory(gradients, grad_norms, losses, weights)
 
 
-def grad_norm_at_start(step: int) -> float:
+def grad_norm_at_start(step: int, num_layers: int) -> float:
     """Norm of the gradient of the initial weights on the global batch of `step`."""
-    model = small_run.small_model()
+    model = small_run.small_model(num_layers=num_layers)
     loss_of(model, step).backward()
     return torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()]).item()
 

@@ -70,12 +70,12 @@ LAYOUTS = [
 ]
 
 
-def model_config(norm: str = "dyt") -> LlamaDytConfig:
+def model_config(norm: str = "dyt", num_layers: int = 4) -> LlamaDytConfig:
     return build_config(
         "15m",
         norm=norm,
         hidden_size=48,
-        num_hidden_layers=4,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=96,
@@ -85,8 +85,8 @@ def model_config(norm: str = "dyt") -> LlamaDytConfig:
     )
 
 
-def small_model(norm: str = "dyt", seed: int = SEED) -> LlamaDytForCausalLM:
-    return build_model(model_config(norm), seed=seed)
+def small_model(norm: str = "dyt", num_layers: int = 4, seed: int = SEED) -> LlamaDytForCausalLM:
+    return build_model(model_config(norm, num_layers), seed=seed)
 
 
 def run_config(layout: Layout, precision: str, accumulation: int = 1, **flags) -> RunConfig:
@@ -104,6 +104,7 @@ def run_config(layout: Layout, precision: str, accumulation: int = 1, **flags) -
         "weight_decay": WEIGHT_DECAY,
         "gradient_clipping": CLIPPING,
         "seed": SEED,
+        "mbs": 2 if layout.pp > 1 else None,
     }
     return RunConfig.build("pretrain", **{**settings, **flags})
 

@@ -4,6 +4,7 @@ Losses alone would prove little, since AdamW forgives gradients of the wrong siz
 optimizer sees them, and the comparison itself is tested with gradients that were spoiled on purpose.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -99,29 +100,39 @@ def test_boosted_training_equals_plain_pytorch(pool, layout: Layout, precision: 
     check_all(results, precision)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_ranks_read_different_rows_and_hold_their_share(pool, layout: Layout):
-    results = pool(layout.world_size).run(cases.train, layout=layout, precision="bf16", num_steps=1)
+@pytest.fixture(scope="module")
+def first_step(pool):
+    """One bf16 step in a layout, run once for all tests that look at it."""
 
-    rows_of = {}
-    for result in results:
-        # Ranks that differ in nothing but their part of the model must read the same.
+    @functools.cache
+    def run(layout: Layout) -> list[cases.RankResult]:
+        return pool(layout.world_size).run(cases.train, layout=layout, precision="bf16", num_steps=1)
+
+    return run
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_data_parallel_ranks_read_different_rows_and_the_others_the_same(first_step, layout: Layout):
+    rows_of: dict[int, list[list[int]]] = {}
+    for result in first_step(layout):
         assert rows_of.setdefault(result.dp_rank, result.first_rows) == result.first_rows
     assert sorted(rows_of) == list(range(layout.dp))
     assert len({str(rows) for rows in rows_of.values()}) == layout.dp
 
-    shards = layout.tp * layout.pp * (1 if layout.zero == 0 else layout.dp)
-    share = max(result.held_share for result in results)
-    # Padding, replicated norms and whole chunks make it uneven; a rank that held all of it would pass for no shard.
-    assert share == pytest.approx(1 / shards, rel=0.2)
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_every_rank_holds_its_share_alone(first_step, layout: Layout):
+    """Equal results would prove little of a booster that kept all of it everywhere."""
+    results = first_step(layout)
+    cuts = layout.tp * layout.pp * (1 if layout.zero == 0 else layout.dp)
+    # Replicated norms, padding and whole chunks make shares uneven.
+    assert max(result.held_share for result in results) == pytest.approx(1 / cuts, rel=0.2)
     assert sum(result.gathered_chunks for result in results) == 0
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_masters_start_as_the_unrounded_weights(pool, layout: Layout, precision: str):
-    results = pool(layout.world_size).run(cases.train, layout=layout, precision=precision, num_steps=0)
-    start = merged(results, "start")
+def test_masters_start_as_the_unrounded_weights(first_step, layout: Layout):
+    start = merged(first_step(layout), "start")
     for name, parameter in small_run.small_model().named_parameters():
         assert torch.equal(start[name], parameter.detach()), name
 

@@ -33,7 +33,7 @@ def check_same(straight: Trace, resumed: Trace) -> None:
 @pytest.mark.parametrize(("layout", "precision"), CASES, ids=str)
 def test_twenty_steps_equal_ten_and_resume_and_ten(pool, tmp_path, layout: Layout, precision: str):
     results = pool(layout.world_size).run(
-        training_cases.resume, layout=layout, precision=precision, folder=str(tmp_path), accumulation=2
+        training_cases.resume, layout=layout, precision=precision, folder=str(tmp_path)
     )
     for straight, resumed in results:
         assert len(straight.losses) == TOTAL_STEPS
@@ -47,7 +47,7 @@ def test_twenty_steps_equal_ten_and_resume_and_ten(pool, tmp_path, layout: Layou
         check_same(straight, resumed)
     # Some rank wrote each of them; a comparison of nothing would pass.
     names = [name for straight, _ in results for name in straight.tensors]
-    assert len(names) == len(set(names)) == 3 * (2 + 1 + 4 * 11 + 2)
+    assert len(names) == len(set(names)) == 3 * (2 + 11 * training_cases.NUM_LAYERS + 2 + 1)
 
 
 def test_a_difference_fails_the_comparison(pool, tmp_path):

@@ -32,6 +32,7 @@ from llama_dyt.training.trainer import Trainer
 from tests.distributed import small_run
 from tests.distributed.small_run import Layout
 
+NUM_LAYERS = 2
 TOTAL_STEPS = 20
 SAVE_AT = 10
 OVERFLOW_AT = 8
@@ -70,7 +71,7 @@ def start(run: RunConfig, folder: Path | None = None, resume_from: Path | None =
         run=run,
         environment=ProcessEnvironment(dist.get_rank(), dist.get_world_size()),
         device="cpu",
-        model_config=small_run.model_config(),
+        model_config=small_run.model_config(num_layers=NUM_LAYERS),
         checkpoint=Checkpoint(resume_from) if resume_from else None,
     )
     session = "llama_dyt.training.session"
@@ -137,12 +138,9 @@ def open_batches(trainer: Trainer, text: str | None) -> Any:
     )
 
 
-def resume(
-    layout: Layout, precision: str, folder: str, accumulation: int = 1, text: str | None = None
-) -> tuple[Trace, Trace]:
+def resume(layout: Layout, precision: str, folder: str, text: str | None = None) -> tuple[Trace, Trace]:
     """20 steps, a checkpoint in their middle, and 10 steps from it in a run that began with other weights."""
-    flags = {"lr_scheduler": "cosine", "warmup_steps": 4}
-    run = small_run.run_config(layout, precision, accumulation, **flags)
+    run = small_run.run_config(layout, precision, lr_scheduler="cosine", warmup_steps=4)
     straight = Trace()
     trainer = start(run, Path(folder))
     with open_batches(trainer, text) as batches:
