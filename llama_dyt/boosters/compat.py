@@ -12,7 +12,7 @@ import importlib
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -58,8 +58,30 @@ def _stand_ins_for_unused_packages() -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
+@contextmanager
+def _compiling_deferred() -> Iterator[None]:
+    """Let the engine import without the compiler.
+
+    Upstream `quantization.fp8` and `shardformer.layer.attn` decorate functions with `torch.compile`, which imports the
+    whole of inductor: two seconds at every start, for functions that no run here calls. They are compiled when called.
+    """
+    upstream = torch.compile
+
+    def compile_when_called(model: Callable | None = None, **options) -> Callable:
+        if model is None:
+            return lambda function: compile_when_called(function, **options)
+        compiled = functools.cache(lambda: upstream(model, **options))
+        return functools.wraps(model)(lambda *args, **kwargs: compiled()(*args, **kwargs))
+
+    torch.compile = compile_when_called
+    try:
+        yield
+    finally:
+        torch.compile = upstream
+
+
 def _import_engine() -> None:
-    with _stand_ins_for_unused_packages(), warnings.catch_warnings():
+    with _stand_ins_for_unused_packages(), _compiling_deferred(), warnings.catch_warnings():
         # Three notices about packages that only unused features of the engine take (async save, fused norms).
         warnings.filterwarnings("ignore", message="Please install (apex|the latest tensornvme)")
         warnings.filterwarnings("ignore", category=SyntaxWarning, module="colossalai")

@@ -72,6 +72,21 @@ def test_importing_the_boosters_changes_nothing_of_the_engine():
     assert finished.returncode == 0, finished.stderr
 
 
+def test_the_compiler_is_not_imported_with_the_engine_and_is_there_when_called():
+    finished = run(
+        "import sys, torch\n"
+        "upstream = torch.compile\n"
+        "import llama_dyt.boosters\n"
+        "assert 'torch._inductor.compile_fx' not in sys.modules\n"
+        "assert torch.compile is upstream\n"
+        "from colossalai.shardformer.layer.attn import _rescale_out_lse\n"
+        "torch.compiler.set_stance('force_eager')\n"
+        "out, lse = torch.zeros(2, 4, 3), torch.zeros(2, 4, 1)\n"
+        "assert _rescale_out_lse(out, torch.ones(2, 4, 3), lse, lse)[0].shape == out.shape\n"
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_the_host_accelerator_answers_what_training_asks():
     accelerator = HostAccelerator()
     assert accelerator.get_current_device() == torch.device("cpu")
