@@ -58,6 +58,7 @@ class Boosted:
         optimizer = HybridAdam(parameter_groups, lr=run.optimizer.lr, betas=(0.9, 0.95), eps=1e-8)
         self._booster = Booster(plugin=self.plugin)
         self.model, self.optimizer, *_ = self._booster.boost(model, optimizer)
+        self.optimizer._verbose = self.optimizer.verbose = False  # a skipped step is told once, by the trainer
         self.module: nn.Module = self.model.unwrap()
         self.scaler = LossScaler(self.optimizer)
         self.state: TrainingState = self._make_state(shapes)

@@ -182,5 +182,7 @@ def _silence_engine_noise() -> None:
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     # New names in torch 2.13 of collectives that the engine calls by the names torch 2.11 has.
     warnings.filterwarnings("ignore", message="`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)`")
+    # `pipeline.p2p` asks pytree for its leaves in a way that torch is about to drop.
+    warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     # `MemStatsCollector.finish_collection` prints a count on every rank; a `print` of the module's own shadows it.
     memstats_collector.print = lambda *args, **kwargs: None

@@ -26,13 +26,15 @@ def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int)
     )
     loss_axis.set_title(title)
     losses = [record["loss"] for record in metrics]
-    loss_axis.plot(steps, losses, color="tab:blue", linewidth=1.2)
+    smooth = _running_mean(losses, window=max(1, len(losses) // 40))
+    loss_axis.plot(steps, losses, color="tab:blue", linewidth=0.8, alpha=0.3 if len(losses) > 40 else 1.0)
+    loss_axis.plot(steps, smooth, color="tab:blue", linewidth=1.6)
     uniform = math.log(vocab_size)
     if max(losses) > 0.6 * uniform:
         loss_axis.axhline(uniform, color="grey", linestyle=":", linewidth=1)
         loss_axis.annotate(f"uniform guess, ln {vocab_size}", (steps[-1], uniform), ha="right", va="bottom", fontsize=8)
     loss_axis.annotate(
-        f"{losses[-1]:.3f}", (steps[-1], losses[-1]), textcoords="offset points", xytext=(0, 6), ha="right", fontsize=9
+        f"{smooth[-1]:.3f}", (steps[-1], smooth[-1]), textcoords="offset points", xytext=(4, 0), va="center", fontsize=9
     )
     loss_axis.set_ylabel("loss (nats/token)")
     lr_axis.plot(steps, [record["lr"] for record in metrics], color="tab:orange", linewidth=1.2)
@@ -49,3 +51,8 @@ def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int)
     figure.savefig(aside, format="png", dpi=120)
     pyplot.close(figure)
     os.replace(aside, path)
+
+
+def _running_mean(values: list[float], window: int) -> list[float]:
+    """Mean of each value and up to `window - 1` before it: the trend under the noise of small batches."""
+    return [sum(values[max(0, end - window) : end]) / min(end, window) for end in range(1, len(values) + 1)]
