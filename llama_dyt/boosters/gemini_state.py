@@ -17,6 +17,7 @@ from torch import nn
 
 from .interface import MOMENTS
 from .scaler import LossScaler
+from .state import adam_steps, set_adam_steps
 
 _FP32_BYTES = 4
 
@@ -144,10 +145,7 @@ class GeminiState:
             yield name, self._whole(chunk, parameter, part)
 
     def optimizer_steps(self) -> int:
-        for state in self._optimizer.optim.state.values():
-            return int(state.get("step", 0))
-        return 0
+        return adam_steps(self._optimizer.optim)
 
     def set_optimizer_steps(self, steps: int) -> None:
-        for state in self._optimizer.optim.state.values():
-            state["step"] = steps
+        set_adam_steps(self._optimizer.optim, steps)

@@ -142,13 +142,10 @@ class ShardedState:
             yield name, whole if self._grid.is_writer else None
 
     def optimizer_steps(self) -> int:
-        for state in self._optimizer.optim.state.values():
-            return int(state.get("step", 0))
-        return 0
+        return adam_steps(self._optimizer.optim)
 
     def set_optimizer_steps(self, steps: int) -> None:
-        for state in self._optimizer.optim.state.values():
-            state["step"] = steps
+        set_adam_steps(self._optimizer.optim, steps)
 
 
 def _cut_dimension(parameter: nn.Parameter) -> int | None:
@@ -156,3 +153,14 @@ def _cut_dimension(parameter: nn.Parameter) -> int | None:
     if not is_distributed_tensor(parameter):
         return None
     return next(iter(get_sharding_spec(parameter).dim_partition_dict), None)
+
+
+def adam_steps(adam: torch.optim.Optimizer) -> int:
+    """Steps an Adam has taken: the same for all of its parameters, and 0 before it has any state."""
+    return next((int(state.get("step", 0)) for state in adam.state.values()), 0)
+
+
+def set_adam_steps(adam: torch.optim.Optimizer, steps: int) -> None:
+    """Set the step count of every parameter that has a state."""
+    for state in adam.state.values():
+        state["step"] = steps

@@ -17,7 +17,7 @@ PRECISIONS += [("gemini", "bf16"), ("gemini", "fp16"), ("gemini_auto", "bf16")]
 
 
 def losses(folder, plugin, precision, env=None):
-    flags = ["-d", "sample", "-c", "15m", *MODEL_SIZE, "-l", "64", "-b", "4", "--max_steps", "10", "-s", "2"]
+    flags = ["-d", "sample", "-c", "15m", *MODEL_SIZE, "-l", "64", "-b", "4", "--max_steps", "24", "-s", "6"]
     flags += ["--lr", "1e-2", "-p", plugin, "-x", precision, "-o", "run", "-t", "none"]
     outcome = Command("pretrain", flags, folder, env=env or {}).run()
     assert outcome.status == 0, outcome.stderr
