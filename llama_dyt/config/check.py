@@ -29,14 +29,15 @@ def collect_problems(run: RunConfig, world_size: int | None = None, device: str 
     flags = run.flags()
     problems = [opt.out_of_range(flags[opt.name]) for opt in all_options(run.kind)]
     problems = [problem for problem in problems if problem is not None]
-    if problems:
-        # Ratios of numbers that are out of range would only repeat the same mistake in other words.
-        return problems + list(_path_problems(run))
+    out_of_range = bool(problems)
+    size = None
     try:
         size = model_size(run)
     except ConfigurationError as error:
-        size = None
         problems += error.problems
+    if out_of_range:
+        # Ratios of numbers that are out of range would only repeat the same mistake in other words.
+        return problems + list(_path_problems(run))
     problems += _model_problems(run, size)
     if device is not None:
         try:

@@ -217,3 +217,8 @@ def test_swapping_the_norm_of_weights_is_warned_about():
     assert warnings(RunConfig.build(model_path="a/b")) == []
     (warning,) = warnings(RunConfig.build(model_path="a/b", norm="dyt"))
     assert "experiment" in warning
+
+
+def test_an_unknown_size_is_told_together_with_values_out_of_range():
+    problems = collect_problems(RunConfig.build(config="7x", max_length=1))
+    assert [problem.split()[0] for problem in problems] == ["--max_length", "--config:"]
