@@ -105,6 +105,7 @@ class Trainer:
         self.progress = progress
         self._log_interval = log_interval
         self._save_interval = save_interval
+        self._saved_step = progress.step  # where a resumed run starts; a new one has nothing to save yet
         self._stop_signal = False
         self.num_bad_lines = 0
 
@@ -179,15 +180,10 @@ class Trainer:
                     break
                 if self._save_interval and self.progress.step % self._save_interval == 0:
                     self.save()
-                    window.restart()
-        if self.writer and self.progress.step and self._saved_step != self.progress.step:
+                    window = _Window()  # a save is no training time
+        if self.writer and self._saved_step != self.progress.step:
             self.save()
         return ending
-
-    @property
-    def _saved_step(self) -> int | None:
-        path = self.writer.last_path if self.writer else None
-        return int(path.name.removeprefix("step_")) if path else None
 
     def save(self) -> None:
         """Write a checkpoint of the present step; all ranks call it."""
@@ -206,6 +202,7 @@ class Trainer:
         }
         optimizer = {"steps": self.boosted.state.optimizer_steps(), "scaler": self.boosted.scaler.state_dict()}
         path = self.writer.save(self.progress.step, trainer_state, self.schedule.to_json(), optimizer)
+        self._saved_step = self.progress.step
         self.tracker.say(f"saved {path}")
 
     def _record(self, outcome: StepOutcome, window: _Window, probe: SaturationProbe | None) -> dict[str, Any]:
@@ -275,10 +272,6 @@ class _Window:
         start = time.perf_counter()
         yield
         self.waited_seconds += time.perf_counter() - start
-
-    def restart(self) -> None:
-        """Forget time that was not training (a save)."""
-        self.__init__()
 
     def seconds(self) -> float:
         return max(time.perf_counter() - self._start, 1e-9)

@@ -161,3 +161,13 @@ def test_going_back_to_an_earlier_step_warns_of_the_later_ones(corpus, pretraine
     (warning,) = make_plan("pretrain", flags).warnings
     assert f"also holds step_{NUM_STEPS:08d}" in warning
     assert "remove them" in warning
+
+
+def test_a_checkpoint_under_another_name_can_be_gone_on_from(corpus, pretrained, tmp_path):
+    """Such as a `latest` link: what step it is stands in the checkpoint, not in its name."""
+    latest = tmp_path / "latest"
+    latest.symlink_to(pretrained.step(6))
+    flags = corpus.pretrain_flags(save_dir="run", load=latest)
+    outcome = Command("pretrain", flags, tmp_path).run()
+    assert outcome.status == 0, outcome.stderr
+    assert [path.name for path in (tmp_path / "run").glob("step_*")] == [f"step_{NUM_STEPS:08d}"]
