@@ -255,9 +255,14 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
         print(f"# warning: {warning}")
 
 
-def run_entry(main: Callable[[], None]) -> NoReturn | None:
-    """Run an entry's main so that a mistake is one line, every rank ends, and no destructor hangs in a collective."""
+def run_entry(main: Callable[[], None]) -> NoReturn:
+    """Run an entry's main so that a mistake is one line, every rank ends, and no destructor hangs in a collective.
+
+    Every ending leaves through `os._exit`, a good one too: what is to be kept has been closed by then, and while the
+    interpreter takes itself down a thread of gloo or of a tokenizer that asks for its lock aborts the process.
+    """
     hf_logging.disable_progress_bar()  # a bar for reading one file helps nobody
+    status = 0
     try:
         main()
     except LlamaDytError as error:
@@ -265,10 +270,13 @@ def run_entry(main: Callable[[], None]) -> NoReturn | None:
         _exit_now(2)
     except KeyboardInterrupt:
         _exit_now(130)
+    except SystemExit as ending:
+        status = ending.code or 0
     except Exception:
         _report(f"unexpected failure on rank {read_environment().rank}:\n{traceback.format_exc().rstrip()}")
         _exit_now(1)
     shutdown()
+    _exit_now(status)
 
 
 def _report(message: str) -> None:

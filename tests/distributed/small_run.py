@@ -6,11 +6,14 @@ Its own file because the plain PyTorch loop of `reference.py` and the workers' `
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from llama_dyt.config.capabilities import capability, zero_stage
 from llama_dyt.config.run import RunConfig
+from llama_dyt.config.settings import BoosterSettings
 from llama_dyt.data.step import IGNORED, BatchShape, Step, make_micro_batch
 from llama_dyt.models import LlamaDytConfig, LlamaDytForCausalLM, build_config, build_model
 
@@ -27,33 +30,45 @@ WEIGHT_DECAY = 0.1
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is spread over processes."""
+    """How a run is spread over processes. `flags` are further booster flags, as (name, value) pairs."""
 
     plugin: str
     world_size: int
     tp: int = 1
     pp: int = 1
     zero: int | None = None
+    flags: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def booster(self) -> BoosterSettings:
+        """The settings of such a run; its precision is left open."""
+        return replace(
+            BoosterSettings(), plugin=self.plugin, tp=self.tp, pp=self.pp, zero=self.zero, **dict(self.flags)
+        )
 
     @property
     def dp(self) -> int:
-        return self.world_size // (self.tp * self.pp)
+        return self.booster.data_parallel_size(self.world_size)
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """What the engine trains in here: Gemini has no fp32, hybrid_parallel has it without ZeRO alone."""
-        if self.plugin.startswith("gemini") or (self.plugin == "hybrid_parallel" and self.zero):
-            return ("bf16", "fp16")
-        return ("fp32", "bf16", "fp16")
+        """What the engine trains in here, fp32 first where it is among them."""
+        can = capability(self.plugin, "cpu")
+        stage = zero_stage(self.plugin, "cpu", self.zero)
+        without_float32 = can.float32_zero_stages and stage not in can.float32_zero_stages
+        return tuple(
+            p for p in ("fp32", "bf16", "fp16") if p in can.precisions and not (p == "fp32" and without_float32)
+        )
 
     def __str__(self) -> str:
         cuts = [f"{name}{size}" for name, size in (("tp", self.tp), ("pp", self.pp)) if size > 1]
         cuts += [] if self.zero is None else [f"zero{self.zero}"]
+        cuts += [value if isinstance(value, str) else f"{name}{value}" for name, value in self.flags]
         return "-".join([self.plugin, *cuts, f"{self.world_size}ranks"])
 
 
-def hybrid(world_size: int, tp: int = 1, pp: int = 1, zero: int = 0) -> Layout:
-    return Layout("hybrid_parallel", world_size, tp, pp, zero)
+def hybrid(world_size: int, tp: int = 1, pp: int = 1, zero: int = 0, **flags: Any) -> Layout:
+    return Layout("hybrid_parallel", world_size, tp, pp, zero, tuple(flags.items()))
 
 
 LAYOUTS = [
@@ -105,6 +120,7 @@ def run_config(layout: Layout, precision: str, accumulation: int = 1, **flags) -
         "gradient_clipping": CLIPPING,
         "seed": SEED,
         "mbs": 2 if layout.pp > 1 else None,
+        **dict(layout.flags),
     }
     return RunConfig.build("pretrain", **{**settings, **flags})
 
