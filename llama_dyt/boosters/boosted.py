@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from colossalai.accelerator import get_accelerator
 from colossalai.booster import Booster
+from colossalai.booster.plugin import LowLevelZeroPlugin
 from colossalai.nn.optimizer import HybridAdam
 from colossalai.zero import LowLevelZeroOptimizer
 from torch import nn
@@ -21,7 +22,8 @@ from llama_dyt.config.run import RunConfig
 from llama_dyt.models.families import FAMILIES
 
 from .grid import Grid, grid_of
-from .interface import StepBatch, StepResult, TrainingState
+from .interface import Read, StepBatch, StepResult, TrainingState
+from .materialize import WORKING_DTYPES, materialize
 from .pipeline import micro_batch_loss
 from .plugins import build_plugin
 from .scaler import LossScaler
@@ -39,16 +41,16 @@ class Boosted:
         state: whole tensors by name, for checkpoints.
     """
 
-    def __init__(self, run: RunConfig, model: nn.Module, parameter_groups: list[dict[str, Any]]) -> None:
-        """Boost a whole fp32 model on the host. The process group must exist (`launch`).
+    def __init__(self, run: RunConfig, model: nn.Module, parameter_groups: list[dict[str, Any]], read: Read) -> None:
+        """Boost a model without its weights, then fill what this rank holds. The process group must exist (`launch`).
 
         Args:
             run: the resolved run.
-            model: the same weights on every rank.
-            parameter_groups: as for a torch optimizer: dicts with "params" and "weight_decay".
+            model: on the meta device (`models.empty_model`): no rank ever holds the whole of it in fp32.
+            parameter_groups: of the model, as for a torch optimizer: dicts with "params" and "weight_decay".
+            read: name → whole tensors to start from, "param" and, to resume, Adam's moments; the same on every rank.
         """
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        exact = self._weights_that_get_rounded(run, model)
         self.run = run
         self.plugin = build_plugin(
             run, FAMILIES[model.config.model_type], num_parameters=sum(s.numel() for s in shapes.values())
@@ -57,13 +59,14 @@ class Boosted:
         self.device = get_accelerator().get_current_device()
         optimizer = HybridAdam(parameter_groups, lr=run.optimizer.lr, betas=(0.9, 0.95), eps=1e-8)
         self._booster = Booster(plugin=self.plugin)
+        if isinstance(self.plugin, LowLevelZeroPlugin):  # the others cut the model first, and give memory to the parts
+            materialize(model, self.device, WORKING_DTYPES[run.booster.mixed_precision])
         self.model, self.optimizer, *_ = self._booster.boost(model, optimizer)
         self.optimizer._verbose = self.optimizer.verbose = False  # a skipped step is told once, by the trainer
         self.module: nn.Module = self.model.unwrap()
         self.scaler = LossScaler(self.optimizer)
         self.state: TrainingState = self._make_state(shapes)
-        if exact:
-            self.state.scatter(lambda name: {"param": exact[name]})
+        self.state.scatter(read)
         self.model.train()
 
     def _make_state(self, shapes: dict[str, torch.Size]) -> TrainingState:
@@ -72,18 +75,6 @@ class Boosted:
 
             return GeminiState(self.model, self.optimizer, self.scaler)
         return ShardedState(self.module, self.optimizer, self.grid, shapes, self.scaler)
-
-    @staticmethod
-    def _weights_that_get_rounded(run: RunConfig, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The fp32 weights, by name, where the engine does not start its fp32 masters from them.
-
-        Upstream `LowLevelZeroOptimizer._create_master_param_current_rank` and `MixedPrecisionOptimizer.__init__` copy
-        them from parameters that were already rounded to half precision, so a run would start from other weights than
-        the model it was built from. Gemini's counterpart is in `gemini.ChunkedModel`.
-        """
-        if run.booster.mixed_precision == "fp32" or run.booster.plugin.startswith("gemini"):
-            return {}
-        return {name: parameter.data for name, parameter in model.named_parameters()}
 
     # --- one step ------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ from torch import nn
 from llama_dyt.config.run import RunConfig
 from llama_dyt.errors import TrainingError
 
-from .gemini_state import GeminiState, write_into_chunk
+from .gemini_state import GeminiState
+from .materialize import materialize
 from .scaler import INITIAL_SCALE
 
 __all__ = ["ChunkedModel", "ChunkedOptimizer", "ChunkedPlugin", "GeminiState", "build_gemini", "chunk_elements"]
@@ -144,18 +145,12 @@ class AliasGuard(ColoParamOpHook):
 
 
 class ChunkedModel(GeminiDDP):
-    """GeminiDDP with the guard above, whose fp32 masters start as the fp32 weights they were given.
-
-    Upstream `GeminiDDP._init_chunks` rounds each parameter to half precision first and copies the master from that, so
-    a run would start from other weights than the model it was built from.
-    """
+    """GeminiDDP with the guard above."""
 
     def __init__(self, module: nn.Module, **kwargs: Any) -> None:
-        exact = {id(parameter): parameter.data for parameter in module.parameters()}
+        materialize(module, torch.device("cpu"))
         super().__init__(module, **kwargs)
         self.hooks.append(AliasGuard())
-        for parameter, master in zip(self.fp16_params, self.fp32_params, strict=True):
-            write_into_chunk(self.chunk_manager.get_chunk(master), master, exact.pop(id(parameter)))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         manager = self.gemini_manager

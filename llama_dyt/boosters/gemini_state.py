@@ -6,7 +6,7 @@ and are cut over the ranks at places that have nothing to do with the parameters
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from colossalai.accelerator import get_accelerator
 from colossalai.zero.gemini.chunk import Chunk
 from torch import nn
 
-from .interface import MOMENTS
+from .interface import MOMENTS, Read
 from .scaler import LossScaler
 from .state import adam_steps, set_adam_steps
 
@@ -113,7 +113,7 @@ class GeminiState:
             yield name, tensors if chunk.pg_rank == 0 else None
 
     @torch.no_grad()
-    def scatter(self, read: Callable[[str], dict[str, torch.Tensor]]) -> None:
+    def scatter(self, read: Read) -> None:
         for name, master in self._masters.items():
             stand_in = self._stand_in(name)
             if stand_in is None:
@@ -122,9 +122,9 @@ class GeminiState:
             begin, end = part_on_rank(chunk, master, chunk.pg_rank)
             for key, whole in read(name).items():
                 if key == "param":
-                    write_into_chunk(chunk, master, whole)
+                    write_into_chunk(chunk, master, whole[:])
                 else:
-                    part = whole.reshape(-1)[begin:end]
+                    part = whole[:].reshape(-1)[begin:end]
                     self._optimizer.optim.state[stand_in][key] = part.to(chunk.payload.device, torch.float32, copy=True)
         for chunk in self._manager.get_chunks(self._model.fp16_params):
             self._round_masters_into(chunk)

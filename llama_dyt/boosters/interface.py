@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,18 @@ import torch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's two moments, by the names that torch and the engine's HybridAdam give them."""
+
+
+class Readable(Protocol):
+    """A whole tensor of which parts can be had: a torch.Tensor, a stored one, or starting values yet to be drawn."""
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> torch.Tensor:
+        """A part, in fp32 on the host."""
+        ...
+
+
+Read = Callable[[str], Mapping[str, Readable]]
+"""Parameter name → "param", and perhaps Adam's moments."""
 
 
 class StepBatch(Protocol):
@@ -52,11 +64,11 @@ class TrainingState(Protocol):
         """
         ...
 
-    def scatter(self, read: Callable[[str], dict[str, torch.Tensor]]) -> None:
+    def scatter(self, read: Read) -> None:
         """Fill masters, moments and working weights from whole tensors.
 
         `read(name)` gives "param" and, where a run is resumed rather than started from weights, the moments. Every rank
-        reads what it holds a part of; no communication.
+        indexes the part it holds; no communication.
         """
         ...
 

@@ -15,6 +15,7 @@ from llama_dyt.config.run import RunConfig
 from llama_dyt.models.families import Family
 
 from .launch import device_type
+from .materialize import WORKING_DTYPES
 from .scaler import INITIAL_SCALE
 
 NO_CLIPPING = 1e30
@@ -52,7 +53,7 @@ def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int) -> Plu
         microbatch_size=settings.micro_batch_size if settings.pp > 1 else None,
         initial_scale=INITIAL_SCALE,
         max_norm=max_norm(run),
-        custom_policy=DecoderPolicy(family),
+        custom_policy=DecoderPolicy(family, WORKING_DTYPES[settings.mixed_precision]),
         overlap_p2p=False,  # interleaved stages over gloo hang with it
     )
 

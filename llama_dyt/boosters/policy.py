@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from colossalai.accelerator import get_accelerator
 from colossalai.shardformer.layer import Linear1D_Col, Linear1D_Row, VocabParallelEmbedding1D, VocabParallelLMHead1D
 from colossalai.shardformer.layer.loss import cross_entropy_1d
 from colossalai.shardformer.policies.base_policy import ModulePolicyDescription, Policy, SubModuleReplacementDescription
@@ -18,6 +19,7 @@ from torch import nn
 from llama_dyt.models.families import Family
 from llama_dyt.models.loss import IGNORE_INDEX, shift_labels
 
+from .materialize import materialize
 from .pipeline import stage_forward
 
 VOCABULARY_MULTIPLE = 64
@@ -52,9 +54,11 @@ def padded_vocabulary(vocab_size: int, tp_size: int) -> int:
 class DecoderPolicy(Policy):
     """Sharding of one family of decoders, from its row in the table of families."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, dtype: torch.dtype) -> None:
+        """`dtype`: of the memory that a model from the meta device is given once it has been cut."""
         super().__init__()
         self.family = family
+        self.dtype = dtype
 
     def config_sanity_check(self) -> None:
         """Nothing left to check here: `config/check.py` refused impossible layouts before any process group existed."""
@@ -63,6 +67,7 @@ class DecoderPolicy(Policy):
         return self.model
 
     def postprocess(self) -> nn.Module:
+        materialize(self.model, get_accelerator().get_current_device(), self.dtype)
         return self.model
 
     def module_policy(self) -> dict[type[nn.Module], ModulePolicyDescription]:

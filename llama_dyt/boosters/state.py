@@ -7,7 +7,7 @@ exact, and the same whichever layout wrote it. Gemini's counterpart is `gemini.G
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from colossalai.zero import LowLevelZeroOptimizer
 from torch import nn
 
 from .grid import Grid
-from .interface import MOMENTS
+from .interface import MOMENTS, Read, Readable
 from .scaler import LossScaler
 
 
@@ -82,29 +82,40 @@ class ShardedState:
             tensor = tensor.narrow(dimension, 0, self._shapes[name][dimension])  # drop the vocabulary's padding
         return tensor.cpu().clone()
 
-    def _part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
-        """The tensor-parallel part of a whole tensor that this rank holds."""
+    def _part(self, name: str, whole: Readable, rows: slice | None = None) -> torch.Tensor:
+        """The tensor-parallel part of a whole tensor that this rank holds, or some rows of that part."""
         parameter = self._parameters[name]
+        first, last, _ = (rows or slice(None)).indices(parameter.shape[0])
         dimension = _cut_dimension(parameter)
         if dimension is None:
-            return whole.view(parameter.shape)
-        size = parameter.shape[dimension]
-        start = size * self._grid.tp_rank
-        available = max(0, min(size, whole.shape[dimension] - start))
-        part = torch.zeros(parameter.shape, dtype=whole.dtype)
+            return whole[first:last]
+        start = parameter.shape[dimension] * self._grid.tp_rank
+        if dimension == 1:
+            return whole[first:last, start : start + parameter.shape[1]]
+        part = torch.zeros(last - first, *parameter.shape[1:])
+        # Beyond the end of the whole there is padding, of the vocabulary.
+        available = max(0, min(start + last, self._shapes[name][0]) - (start + first))
         if available:
-            part.narrow(dimension, 0, available).copy_(whole.narrow(dimension, start, available))
+            part[:available] = whole[start + first : start + first + available]
         return part
 
-    def _master_part(self, name: str, part: torch.Tensor) -> torch.Tensor:
-        """ZeRO's flat slice of a tensor-parallel part; the part itself where ZeRO does not cut."""
-        group = self._data_group(self._parameters[name])
+    def _master_part(self, name: str, whole: Readable) -> torch.Tensor:
+        """What of a whole tensor this rank's master and moments hold: ZeRO's flat slice of the tensor-parallel part, or
+        that part itself where ZeRO does not cut."""
+        parameter = self._parameters[name]
+        group = self._data_group(parameter)
         if group is None:
-            return part
-        world, rank = dist.get_world_size(group), dist.get_rank(group)
-        flat = part.flatten()
-        padding = -flat.numel() % world
-        return nn.functional.pad(flat, (0, padding)).chunk(world)[rank]
+            return self._part(name, whole)
+        size = -(-parameter.numel() // dist.get_world_size(group))
+        first = size * dist.get_rank(group)
+        last = min(first + size, parameter.numel())
+        row = parameter.numel() // parameter.shape[0]
+        flat = torch.zeros(size)
+        if first < last:
+            rows = self._part(name, whole, slice(first // row, -(-last // row))).flatten()
+            skipped = first - first // row * row
+            flat[: last - first] = rows[skipped : skipped + last - first]
+        return flat
 
     # --- the interface -------------------------------------------------------------------------------------------
 
@@ -117,20 +128,18 @@ class ShardedState:
                 tensors[moment] = self._whole(name, state.get(moment, torch.zeros_like(master, dtype=torch.float32)))
             yield name, tensors if self._grid.is_writer else None
 
-    def scatter(self, read: Callable[[str], dict[str, torch.Tensor]]) -> None:
+    def scatter(self, read: Read) -> None:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 master = self._master(parameter)
                 for key, whole in read(name).items():
-                    part = self._part(name, whole)
                     if key == "param":
-                        parameter.data.copy_(part)  # rounds to the working precision
+                        parameter.data.copy_(self._part(name, whole))  # rounds to the working precision
                         if master is not parameter:
-                            master.data.copy_(self._master_part(name, part))
+                            master.data.copy_(self._master_part(name, whole).view(master.shape))
                     else:
-                        state = self._optimizer.optim.state[master]
-                        value = self._master_part(name, part).to(master.device, torch.float32)
-                        state[key] = value.clone().view(master.shape)
+                        value = self._master_part(name, whole).to(master.device, torch.float32)
+                        self._optimizer.optim.state[master][key] = value.clone().view(master.shape)
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
         for name, parameter in self._parameters.items():

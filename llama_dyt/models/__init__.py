@@ -6,7 +6,7 @@ from llama_dyt.models.build import build_config, build_model, count_parameters, 
 from llama_dyt.models.configuration_llama_dyt import LlamaDytConfig
 from llama_dyt.models.export import export_modeling_files
 from llama_dyt.models.families import FAMILIES, Family
-from llama_dyt.models.initial_weights import initial_range, initial_tensor
+from llama_dyt.models.initial_weights import InitialWeights, initial_range, initial_tensor
 from llama_dyt.models.loss import causal_lm_loss
 from llama_dyt.models.modeling_llama_dyt import (
     LlamaDytAttention,
@@ -16,7 +16,7 @@ from llama_dyt.models.modeling_llama_dyt import (
     LlamaDytPreTrainedModel,
     ScaledEmbedding,
 )
-from llama_dyt.models.pretrained import load_pretrained
+from llama_dyt.models.pretrained import load_pretrained, read_pretrained
 from llama_dyt.models.rope import RotaryEmbedding
 
 # The class itself must not know the package: it also lives in exported folders.
@@ -29,6 +29,7 @@ AutoModelForCausalLM.register(LlamaDytConfig, LlamaDytForCausalLM, exist_ok=True
 __all__ = [
     "FAMILIES",
     "Family",
+    "InitialWeights",
     "LlamaDytAttention",
     "LlamaDytConfig",
     "LlamaDytDecoderLayer",
@@ -47,4 +48,5 @@ __all__ = [
     "initial_tensor",
     "load_pretrained",
     "norm_sites",
+    "read_pretrained",
 ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -78,6 +78,39 @@ def initial_range(
 def initial_tensor(name: str, shape: Sequence[int], config: LlamaDytConfig, seed: int) -> Tensor:
     """The whole parameter `name`, of `shape`, in fp32 on the CPU."""
     return initial_range(name, shape, config, seed).view(*shape)
+
+
+class InitialTensor:
+    """The starting values of one parameter, drawn where they are asked for: `values[2:4]`, `values[:, 8:16]`.
+
+    Indexed by slices as a safetensors slice is, and gives fp32 tensors on the CPU. Rows alone are drawn; columns are
+    cut from whole rows.
+    """
+
+    def __init__(self, name: str, shape: Sequence[int], config: LlamaDytConfig, seed: int) -> None:
+        self._name, self._shape, self._config, self._seed = name, tuple(shape), config, seed
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> Tensor:
+        rows, *others = index if isinstance(index, tuple) else (index,)
+        first, last, _ = rows.indices(self._shape[0])
+        last = max(first, last)
+        row = math.prod(self._shape[1:])
+        values = initial_range(self._name, self._shape, self._config, self._seed, first * row, last * row)
+        return values.view(last - first, *self._shape[1:])[(slice(None), *others)]
+
+
+class InitialWeights:
+    """All starting weights of a model, as `boosters.Boosted` reads them.
+
+    Args:
+        shapes: name → whole shape of every parameter.
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], config: LlamaDytConfig, seed: int) -> None:
+        self._shapes, self._config, self._seed = shapes, config, seed
+
+    def read(self, name: str) -> dict[str, InitialTensor]:
+        return {"param": InitialTensor(name, self._shapes[name], self._config, self._seed)}
 
 
 def draw_seed() -> int:

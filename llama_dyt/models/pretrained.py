@@ -6,18 +6,21 @@ lacks and warns about what it has too much, which for a run of weeks is an error
 
 from __future__ import annotations
 
-import json
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from llama_dyt.errors import CheckpointError, ConfigurationError
 from llama_dyt.models.build import build_config, empty_model
 from llama_dyt.models.configuration_llama_dyt import LlamaDytConfig
+from llama_dyt.models.initial_weights import InitialTensor
 from llama_dyt.models.modeling_llama_dyt import LlamaDytForCausalLM
+from llama_dyt.models.tensor_files import TensorFiles
 
 SWAP_WARNING = "swapping norms in a pretrained checkpoint is an experiment"
 
@@ -44,6 +47,37 @@ def load_pretrained(
             another shape. The message names the file and the tensor.
     """
     path = Path(path).expanduser()
+    with _opened(path, config, norm, overrides) as (config, _):
+        pass
+    try:
+        return LlamaDytForCausalLM.from_pretrained(path, config=config, dtype=dtype)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the weights cannot be loaded: {error}") from error
+
+
+@contextmanager
+def read_pretrained(path: str | Path, config: LlamaDytConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """The same weights without a model: a context that gives `read(name) -> {"param": …}`, as `boosters.Boosted` takes.
+
+    What it reads is indexed by slices, so a rank reads its own part alone. Raises as `load_pretrained`.
+    """
+    with _opened(Path(path).expanduser(), config, None, {}) as (_, files):
+
+        def read(name: str) -> dict[str, Any]:
+            if name in files:
+                return {"param": files[name]}
+            # Of a swapped norm, whose starting values are constants: no seed has a part in them.
+            return {"param": InitialTensor(name, shapes[name], config, seed=0)}
+
+        shapes = {name: parameter.shape for name, parameter in empty_model(config).named_parameters()}
+        yield read
+
+
+@contextmanager
+def _opened(
+    path: Path, config: LlamaDytConfig | None, norm: str | None, overrides: dict[str, Any]
+) -> Iterator[tuple[LlamaDytConfig, TensorFiles]]:
+    """The config to load with and the open files, after both were found to fit."""
     _require_folder(path)
     try:
         own_norm = build_config(path).norm_type
@@ -52,47 +86,11 @@ def load_pretrained(
     except ConfigurationError as error:
         raise CheckpointError(str(error)) from error
     swapped = own_norm != config.norm_type
-    _compare(path, read_shapes(path), config, swapped=swapped)
-    if swapped:
-        warnings.warn(f"{path}: {SWAP_WARNING} ({own_norm} to {config.norm_type})", UserWarning, stacklevel=2)
-    try:
-        return LlamaDytForCausalLM.from_pretrained(path, config=config, dtype=dtype)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the weights cannot be loaded: {error}") from error
-
-
-def read_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], Path]]:
-    """Tensor name → (shape, file) of a HF folder, from the files' headers; no weights are read.
-
-    Raises:
-        CheckpointError: there are no safetensors, one named in the index is missing, or one is cut short.
-    """
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index}: not an index of safetensors ({error}); copy it again") from error
-        files = [path / name for name in names]
-    else:
-        files = [path / "model.safetensors"]
-    for file in files:
-        if not file.is_file():
-            older = any(path.glob("pytorch_model*.bin"))
-            remedy = "it holds pytorch_model.bin only: convert it to safetensors first" if older else "copy it again"
-            raise CheckpointError(f"{path}: {file.name} is missing; {remedy}")
-    shapes: dict[str, tuple[tuple[int, ...], Path]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (it is no dict and has no __iter__)
-                    shapes[name] = (tuple(tensors.get_slice(name).get_shape()), file)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file}: unreadable or cut short ({file.stat().st_size} bytes: {error}); copy it again, or use an "
-                "earlier checkpoint"
-            ) from error
-    return shapes
+    with TensorFiles(path) as files:
+        _compare(path, files.shapes(), config, swapped=swapped)
+        if swapped:
+            warnings.warn(f"{path}: {SWAP_WARNING} ({own_norm} to {config.norm_type})", UserWarning, stacklevel=4)
+        yield config, files
 
 
 def _require_folder(path: Path) -> None:

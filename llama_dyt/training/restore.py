@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from llama_dyt.boosters.interface import MOMENTS
+from llama_dyt.boosters.interface import MOMENTS, TrainingState
 from llama_dyt.errors import CheckpointError
-from llama_dyt.models.pretrained import read_shapes
+from llama_dyt.models.tensor_files import StoredTensor, TensorFiles
 
 from .checkpoint import MARKER
 
@@ -89,7 +89,7 @@ def find_checkpoint(load: str, save_dir: Path) -> Path | None:
 
 
 class Checkpoint:
-    """An open, complete checkpoint. Tensors are read one at a time, straight from the mapped files.
+    """A complete checkpoint.
 
     Attributes:
         path: the step folder.
@@ -114,7 +114,8 @@ class Checkpoint:
         Raises:
             CheckpointError: naming the first parameter that differs, with both shapes.
         """
-        saved = {name: shape for name, (shape, _) in read_shapes(self.path / "model").items()}
+        with TensorFiles(self.path / "model") as files:
+            saved = {name: shape for name, (shape, _) in files.shapes().items()}
         for name, shape in shapes.items():
             if name not in saved:
                 raise CheckpointError(
@@ -133,70 +134,21 @@ class Checkpoint:
                 f"and --norm it was trained with ({self.path / 'model' / 'config.json'})"
             )
 
-    def reader(self) -> _StateReader:
-        """A context manager whose `read(name)` gives whole fp32 "param", "exp_avg" and "exp_avg_sq" of a parameter."""
-        return _StateReader(self.path)
+    @contextmanager
+    def reader(self) -> Iterator[Callable[[str], dict[str, StoredTensor]]]:
+        """A context that gives `read(name)`: "param", "exp_avg" and "exp_avg_sq" of a parameter, each to be indexed by
+        slices: a rank reads its own part alone, straight from the mapped files, in fp32."""
+        with TensorFiles(self.path / "model") as model, TensorFiles(self.path / "optimizer", "optimizer") as optimizer:
+
+            def read(name: str) -> dict[str, StoredTensor]:
+                moments = {moment: optimizer[f"{moment}.{name}"] for moment in MOMENTS}
+                return {"param": model[name], **moments}
+
+            yield read
 
 
-class _StateReader:
-    def __init__(self, path: Path) -> None:
-        self._stack = ExitStack()
-        self._model = _TensorFiles(path / "model", "model")
-        self._optimizer = _TensorFiles(path / "optimizer", "optimizer")
-
-    def __enter__(self) -> _StateReader:
-        self._stack.enter_context(self._model)
-        self._stack.enter_context(self._optimizer)
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._stack.close()
-
-    def read(self, name: str) -> dict[str, torch.Tensor]:
-        tensors = {"param": self._model.read(name)}
-        for moment in MOMENTS:
-            tensors[moment] = self._optimizer.read(f"{moment}.{name}")
-        return tensors
-
-
-class _TensorFiles:
-    """The tensors of one or many safetensors files under one index."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self._folder = folder
-        index = folder / f"{kind}.safetensors.index.json"
-        self._files = sorted(folder.glob(f"{kind}*.safetensors"))
-        if index.is_file():
-            listed = set(_read_json(index)["weight_map"].values())
-            self._files = [folder / name for name in sorted(listed)]
-        self._handles: dict[str, Any] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> _TensorFiles:
-        if not self._files:
-            raise CheckpointError(f"{self._folder}: no safetensors file; is this a model folder?")
-        for path in self._files:
-            try:
-                handle = self._stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                self._stack.close()
-                raise CheckpointError(f"{path} cannot be read, it may be truncated: {error}") from None
-            self._handles.update(dict.fromkeys(handle.keys(), handle))
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._stack.close()
-
-    def read(self, name: str) -> torch.Tensor:
-        if name not in self._handles:
-            raise CheckpointError(f"{self._folder} has no tensor {name}; the checkpoint is of another model")
-        return self._handles[name].get_tensor(name)
-
-
-def restore_state(checkpoint: Checkpoint, state: Any, scaler: Any) -> None:
-    """Fill weights, masters, moments, Adam's step count and the loss scaler of a boosted run from a checkpoint."""
-    with checkpoint.reader() as reader:
-        state.scatter(reader.read)
+def restore_counters(checkpoint: Checkpoint, state: TrainingState, scaler: Any) -> None:
+    """Set Adam's step count and the loss scaler, once weights and moments were filled from `checkpoint.reader()`."""
     state.set_optimizer_steps(int(checkpoint.optimizer_scalars["steps"]))
     scaler.load_state_dict(checkpoint.optimizer_scalars["scaler"])
 

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,13 +19,15 @@ import torch.distributed as dist
 from transformers.utils import logging as hf_logging
 
 from llama_dyt.boosters.boosted import Boosted, peak_memory_mb
+from llama_dyt.boosters.interface import Read
 from llama_dyt.boosters.launch import launch, read_environment, shutdown
+from llama_dyt.boosters.materialize import WORKING_DTYPES
 from llama_dyt.config import check
 from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import FINETUNE_WARMUP_FRACTION
 from llama_dyt.data.step import Step
 from llama_dyt.errors import LlamaDytError
-from llama_dyt.models import build_model, count_parameters, load_pretrained
+from llama_dyt.models import InitialWeights, count_parameters, empty_model, read_pretrained
 
 from .checkpoint import CheckpointWriter
 from .memory import estimate_memory
@@ -32,11 +35,10 @@ from .optimizer import parameter_groups
 from .performance import Speedometer
 from .plan import Plan, say
 from .randomness import set_rng_state
-from .restore import restore_state
+from .restore import restore_counters
 from .tracking import METRICS_FILE, Tracker
 from .trainer import Ending, Progress, Schedule, Trainer
 
-TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 INTERRUPTED_STATUS = 143
 """Exit status of a run that saved and ended because it was asked to (128 + SIGTERM): not a success, not an error."""
 
@@ -57,22 +59,30 @@ class Session:
             self._restore()
 
     def _boost(self) -> Boosted:
-        run, plan = self.run, self.plan
-        if plan.weights_folder is not None:
-            model = load_pretrained(plan.weights_folder, plan.model_config)
-        else:
-            model = build_model(plan.model_config, seed=run.run.seed)
+        run, config = self.run, self.plan.model_config
+        model = empty_model(config)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         if run.model.gradient_checkpoint:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._model_in_words = (
-            f"{plan.model_config.norm_type} LLaMA of {sum(p.numel() for p in model.parameters()):,} parameters"
-        )
+        num_parameters = sum(shape.numel() for shape in shapes.values())
+        self._model_in_words = f"{config.norm_type} LLaMA of {num_parameters:,} parameters"
         groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
-        return Boosted(run, model, groups)
+        with self._weights(shapes) as read:
+            return Boosted(run, model, groups, read)
+
+    def _weights(self, shapes: dict[str, torch.Size]) -> AbstractContextManager[Read]:
+        """Where the run's tensors come from: its checkpoint, existing weights, or the seed."""
+        plan = self.plan
+        if plan.checkpoint is not None:
+            return plan.checkpoint.reader()
+        if plan.weights_folder is not None:
+            return read_pretrained(plan.weights_folder, plan.model_config)
+        return nullcontext(InitialWeights(shapes, plan.model_config, self.run.run.seed).read)
 
     def _restore(self) -> None:
+        """All of a checkpoint but the tensors, which the model was boosted from."""
         checkpoint = self.plan.checkpoint
-        restore_state(checkpoint, self.boosted.state, self.boosted.scaler)
+        restore_counters(checkpoint, self.boosted.state, self.boosted.scaler)
         saved = checkpoint.trainer_state
         self.progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__})
         generators = saved["rng"]
@@ -164,7 +174,7 @@ class Session:
             gradient_checkpoint=run.model.gradient_checkpoint,
             num_devices=dist.get_world_size(),
             device=self.boosted.device,
-            dtype=TORCH_DTYPES[run.booster.mixed_precision],
+            dtype=WORKING_DTYPES[run.booster.mixed_precision],
         )
         return Trainer(
             self.boosted,

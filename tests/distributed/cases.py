@@ -15,6 +15,7 @@ from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.boosters.gemini import ChunkedModel
 from llama_dyt.config.run import RunConfig
 from llama_dyt.data.step import Step
+from llama_dyt.models import empty_model
 from llama_dyt.models.modeling_llama_dyt import LlamaDytDecoderLayer
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import small_run
@@ -59,16 +60,18 @@ class RankResult:
 
 def boost(run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | None = None) -> Boosted:
     """The small model under the run's plugin; `fault` spoils its gradients before anything reads them."""
-    model = small_run.small_model(norm, num_layers)
-    if run.model.gradient_checkpoint:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # Gemini's hooks take the gradient away, so ours must be there first; tensor parallelism replaces parameters, so
-    # there they must come after.
+    # Gemini's hooks take the gradient away, so ours must be there first; the others give parameters memory and cut
+    # them, so there they must come after.
     before = run.booster.plugin.startswith("gemini")
     if fault and before:
+        model = small_run.small_model(norm, num_layers)
         _spoil_gradients(model, fault)
+    else:
+        model = empty_model(small_run.model_config(norm, num_layers))
+    if run.model.gradient_checkpoint:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
-    boosted = Boosted(run, model, groups)
+    boosted = Boosted(run, model, groups, small_run.weights(model))
     if fault and not before:
         _spoil_gradients(boosted.module, fault)
     return boosted

@@ -12,6 +12,7 @@ import torch
 from llama_dyt.boosters import gemini
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.errors import TrainingError
+from llama_dyt.models import empty_model
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import small_run
 from tests.distributed.small_run import Layout
@@ -19,10 +20,12 @@ from tests.distributed.small_run import Layout
 
 def boost(run, whole: bool = False) -> Boosted:
     """The small model under a run's Gemini; `whole`: in one chunk that every rank keeps, as the engine does."""
-    model = small_run.small_model()
+    model = empty_model(small_run.model_config())
     elements = (lambda count: 2 * count) if whole else gemini.chunk_elements
     with mock.patch.object(gemini, "chunk_elements", elements):
-        boosted = Boosted(run, model, parameter_groups(model, small_run.WEIGHT_DECAY, decay_all=True))
+        boosted = Boosted(
+            run, model, parameter_groups(model, small_run.WEIGHT_DECAY, decay_all=True), small_run.weights(model)
+        )
     kept = {chunk.keep_gathered for chunk in chunks(boosted)}
     assert kept == {whole}, f"chunks kept whole: {kept}"
     return boosted

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from llama_dyt.boosters.interface import Read
 from llama_dyt.config.capabilities import capability, zero_stage
 from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import BoosterSettings
 from llama_dyt.data.step import IGNORED, BatchShape, Step, make_micro_batch
-from llama_dyt.models import LlamaDytConfig, LlamaDytForCausalLM, build_config, build_model
+from llama_dyt.models import InitialWeights, LlamaDytConfig, LlamaDytForCausalLM, build_config, build_model
 
 SEED = 11
 VOCAB_SIZE = 97
@@ -102,6 +103,12 @@ def model_config(norm: str = "dyt", num_layers: int = 4) -> LlamaDytConfig:
 
 def small_model(norm: str = "dyt", num_layers: int = 4, seed: int = SEED) -> LlamaDytForCausalLM:
     return build_model(model_config(norm, num_layers), seed=seed)
+
+
+def weights(model: LlamaDytForCausalLM, seed: int = SEED) -> Read:
+    """The same weights for `Boosted`, of a model that has none."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return InitialWeights(shapes, model.config, seed).read
 
 
 def run_config(layout: Layout, precision: str, accumulation: int = 1, **flags) -> RunConfig:

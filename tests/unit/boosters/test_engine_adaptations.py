@@ -17,13 +17,14 @@ from llama_dyt.boosters.launch import ProcessEnvironment, launch
 
 launch(seed=0, environment=ProcessEnvironment())
 from llama_dyt.boosters.boosted import Boosted
+from llama_dyt.models import empty_model
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import small_run
 
 for plugin in ("gemini", "gemini_auto", "zero2", "zero2_cpu", "hybrid_parallel"):
     run = small_run.run_config(small_run.Layout(plugin, 1), "bf16")
-    model = small_run.small_model()
-    boosted = Boosted(run, model, parameter_groups(model, 0.1, decay_all=True))
+    model = empty_model(small_run.model_config())
+    boosted = Boosted(run, model, parameter_groups(model, 0.1, decay_all=True), small_run.weights(model))
     batches = small_run.batches(run, 0, 1)
     for _ in range(2):
         boosted.forward_backward(next(batches))

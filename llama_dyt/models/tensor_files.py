@@ -1,0 +1,98 @@
+"""The tensors of a folder of safetensors, one file or many under an index: names, shapes, and parts of them.
+
+Its own file because HuggingFace folders and the checkpoints of a run are read alike.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from llama_dyt.errors import CheckpointError
+
+
+class TensorFiles:
+    """Open safetensors of one folder. Opening reads the headers; a tensor is read where it is indexed.
+
+    Args:
+        folder: holds `{kind}.safetensors`, or shards and `{kind}.safetensors.index.json`.
+        kind: "model" or "optimizer".
+
+    Raises:
+        CheckpointError: a file is missing, unreadable or cut short.
+    """
+
+    def __init__(self, folder: Path, kind: str = "model") -> None:
+        self._folder = folder
+        self._stack = ExitStack()
+        self._files: dict[str, tuple[Any, Path]] = {}
+        try:
+            for file in _files(folder, kind):
+                self._open(file)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, file: Path) -> None:
+        try:
+            handle = self._stack.enter_context(safe_open(file, framework="pt"))
+            self._files.update((name, (handle, file)) for name in handle.keys())  # noqa: SIM118 (it is no dict)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file}: unreadable or cut short ({file.stat().st_size} bytes: {error}); copy it again, or use an "
+                "earlier checkpoint"
+            ) from error
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], Path]]:
+        """Tensor name → (shape, file)."""
+        return {name: (tuple(handle.get_slice(name).get_shape()), file) for name, (handle, file) in self._files.items()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        if name not in self._files:
+            raise CheckpointError(f"{self._folder} has no tensor {name}; the checkpoint is of another model")
+        return StoredTensor(self._files[name][0].get_slice(name))
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> TensorFiles:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+
+class StoredTensor:
+    """A tensor in a file: indexed by slices it gives that part, in fp32 on the host."""
+
+    def __init__(self, stored: Any) -> None:
+        self._stored = stored
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> torch.Tensor:
+        return self._stored[index].float()
+
+
+def _files(folder: Path, kind: str) -> list[Path]:
+    index = folder / f"{kind}.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index}: not an index of safetensors ({error}); copy it again") from error
+        files = [folder / name for name in names]
+    else:
+        files = [folder / f"{kind}.safetensors"]
+    for file in files:
+        if not file.is_file():
+            older = any(folder.glob("pytorch_model*.bin"))
+            remedy = "it holds pytorch_model.bin only: convert it to safetensors first" if older else "copy it again"
+            raise CheckpointError(f"{folder}: {file.name} is missing; {remedy}")
+    return files
