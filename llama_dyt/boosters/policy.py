@@ -18,13 +18,10 @@ from torch import nn
 
 from llama_dyt.models.families import Family
 from llama_dyt.models.loss import IGNORE_INDEX, shift_labels
+from llama_dyt.models.partition import VOCABULARY_MULTIPLE, padded_vocabulary
 
 from .materialize import materialize
 from .pipeline import stage_forward
-
-VOCABULARY_MULTIPLE = 64
-"""The padded vocabulary is a multiple of this times the tensor-parallel size (the engine's default; faster kernels)."""
-
 
 class VocabParallelScaledEmbedding(VocabParallelEmbedding1D):
     """Vocabulary-parallel embedding that keeps the learnable scale.
@@ -45,20 +42,16 @@ class VocabParallelScaledEmbedding(VocabParallelEmbedding1D):
         return super().forward(input_ids) * self.scale
 
 
-def padded_vocabulary(vocab_size: int, tp_size: int) -> int:
-    """Rows of the embedding and head over all tensor-parallel ranks, padding included."""
-    multiple = VOCABULARY_MULTIPLE * tp_size
-    return -(-vocab_size // multiple) * multiple
-
-
 class DecoderPolicy(Policy):
     """Sharding of one family of decoders, from its row in the table of families."""
 
-    def __init__(self, family: Family, dtype: torch.dtype) -> None:
-        """`dtype`: of the memory that a model from the meta device is given once it has been cut."""
+    def __init__(self, family: Family, dtype: torch.dtype, device: torch.device | None = None) -> None:
+        """`dtype`, `device`: of the memory that a model from the meta device is given once it has been cut; None: the
+        accelerator's."""
         super().__init__()
         self.family = family
         self.dtype = dtype
+        self.device = device
 
     def config_sanity_check(self) -> None:
         """Nothing left to check here: `config/check.py` refused impossible layouts before any process group existed."""
@@ -67,7 +60,8 @@ class DecoderPolicy(Policy):
         return self.model
 
     def postprocess(self) -> nn.Module:
-        materialize(self.model, get_accelerator().get_current_device(), self.dtype)
+        device = self.device or get_accelerator().get_current_device()
+        materialize(self.model, device, self.dtype)
         return self.model
 
     def module_policy(self) -> dict[type[nn.Module], ModulePolicyDescription]:

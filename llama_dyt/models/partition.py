@@ -1,0 +1,120 @@
+"""Which part of every parameter a rank holds under tensor and pipeline parallelism, as arithmetic on shapes.
+
+Its own file because the memory estimate and the dry run need it of models that no machine at hand could hold, without
+processes; a test compares it with what the policy really cuts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llama_dyt.models.families import Family
+
+VOCABULARY_MULTIPLE = 64
+"""The padded vocabulary is a multiple of this times the tensor-parallel size (the engine's default; faster kernels)."""
+
+
+def padded_vocabulary(vocab_size: int, tp_size: int) -> int:
+    """Rows of the embedding and head over all tensor-parallel ranks, padding included."""
+    multiple = VOCABULARY_MULTIPLE * tp_size
+    return -(-vocab_size // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class StagePart:
+    """What one rank of a pipeline stage holds; every tensor-parallel rank of the stage holds tensors of these shapes.
+
+    Attributes:
+        layers: numbers of its decoder layers, in order.
+        shapes: name → local shape, padding of the vocabulary included.
+        num_parameters: numbers held by one rank.
+        num_replicated: those of them that every tensor-parallel rank holds alike (norms, embedding scale).
+        num_padding: rows of padding over all tensor-parallel ranks of the stage, in numbers.
+    """
+
+    layers: tuple[int, ...]
+    shapes: dict[str, tuple[int, ...]]
+    num_parameters: int
+    num_replicated: int
+    num_padding: int
+
+    def num_distinct(self, tp_size: int) -> int:
+        """Numbers of the model that the stage's tensor-parallel ranks hold together, each counted once."""
+        return (self.num_parameters - self.num_replicated) * tp_size + self.num_replicated - self.num_padding
+
+
+def layers_of_stages(num_layers: int, pp_size: int, chunks: int = 1, zigzag: bool = False) -> list[tuple[int, ...]]:
+    """The decoder layers of each stage: equal runs, what is left over going to those in the middle (the engine's rule).
+
+    Args:
+        chunks: runs a stage holds.
+        zigzag: the runs go down the stages and up again (zbv), not round and round (interleaved).
+    """
+    runs = pp_size * chunks
+    sizes = [num_layers // runs] * runs
+    left_over = num_layers % runs
+    first = runs // 2 - left_over // 2
+    for run in range(first, first + left_over):
+        sizes[run] += 1
+    stages: list[list[int]] = [[] for _ in range(pp_size)]
+    start = 0
+    for run, size in enumerate(sizes):
+        turn, place = divmod(run, pp_size)
+        stage = pp_size - 1 - place if zigzag and turn % 2 else place
+        stages[stage] += range(start, start + size)
+        start += size
+    return [tuple(layers) for layers in stages]
+
+
+def partition(
+    shapes: Mapping[str, Sequence[int]],
+    family: Family,
+    tp_size: int = 1,
+    pp_size: int = 1,
+    chunks: int = 1,
+    zigzag: bool = False,
+) -> list[StagePart]:
+    """The parts of a model, one for each pipeline stage.
+
+    Args:
+        shapes: name → whole shape of every parameter of a causal LM.
+        family: what is cut, and how.
+        chunks, zigzag: as for `layers_of_stages`.
+    """
+    layer_prefix = f"{family.decoder}.{family.layers}."
+    numbers = {int(name.removeprefix(layer_prefix).split(".")[0]) for name in shapes if name.startswith(layer_prefix)}
+    stages = layers_of_stages(len(numbers), pp_size, chunks, zigzag)
+    stage_of_layer = {layer: stage for stage, layers in enumerate(stages) for layer in layers}
+    last = 0 if zigzag else pp_size - 1
+    held: list[dict[str, tuple[int, ...]]] = [{} for _ in range(pp_size)]
+    replicated, padding = [0] * pp_size, [0] * pp_size
+    for name, whole in shapes.items():
+        if name.startswith(layer_prefix):
+            stage = stage_of_layer[int(name.removeprefix(layer_prefix).split(".")[0])]
+        else:
+            stage = 0 if name.startswith(f"{family.decoder}.{family.embedding}.") else last
+        local = _local_shape(name, tuple(whole), family, tp_size)
+        held[stage][name] = local
+        if local == tuple(whole):
+            replicated[stage] += math.prod(local)
+        else:
+            padding[stage] += math.prod(local) * tp_size - math.prod(whole)
+    return [
+        StagePart(layers, of_stage, sum(map(math.prod, of_stage.values())), replicated[stage], padding[stage])
+        for stage, (layers, of_stage) in enumerate(zip(stages, held, strict=True))
+    ]
+
+
+def _local_shape(name: str, whole: tuple[int, ...], family: Family, tp_size: int) -> tuple[int, ...]:
+    if tp_size == 1:
+        return whole
+    owner, kind = name.rsplit(".", 1)
+    if kind == "weight" and owner in (f"{family.decoder}.{family.embedding}", family.head):
+        return (padded_vocabulary(whole[0], tp_size) // tp_size, *whole[1:])
+    if owner.endswith(family.column_parallel):
+        return (whole[0] // tp_size, *whole[1:])
+    if owner.endswith(family.row_parallel) and len(whole) == 2:
+        return (whole[0], whole[1] // tp_size)
+    return whole
