@@ -161,15 +161,6 @@ def resume(layout: Layout, precision: str, folder: str, text: str | None = None)
     return straight, finish(trainer, resumed)
 
 
-def save_at_step(layout: Layout, precision: str, folder: str, num_steps: int) -> dict[str, torch.Tensor]:
-    """Train, save, and return what the checkpoint should hold."""
-    trainer = start(small_run.run_config(layout, precision), Path(folder))
-    with open_batches(trainer, None) as batches:
-        follow(trainer, batches, Trace(), num_steps)
-    trainer.save()
-    return tensors_of(trainer)
-
-
 def load(layout: Layout, precision: str, path: str) -> tuple[dict[str, torch.Tensor], float]:
     """What a run holds that resumed from a checkpoint, and the loss of its next step."""
     run = small_run.run_config(layout, precision).replace(seed=small_run.SEED + 1)

@@ -1,0 +1,102 @@
+"""A checkpoint of any layout goes on under any other: every ordered pair of seven layouts.
+
+Weights and moments arrive to the last bit, the text goes on with the very next row, and the next ten losses are
+those of the run that was never moved.
+
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llama_dyt.models import LlamaDytForCausalLM
+from tests.distributed import moving_cases
+from tests.distributed.moving_cases import SAVE_AT, STEPS_AFTER, Leg
+from tests.distributed.small_run import GLOBAL_ROWS, Layout, hybrid
+
+pytestmark = pytest.mark.distributed
+
+LAYOUTS = {
+    str(layout): layout
+    for layout in (
+        Layout("zero2", 2),
+        Layout("gemini", 2),
+        hybrid(2, tp=2),
+        hybrid(2, pp=2),
+        hybrid(4, tp=2, pp=2),
+        hybrid(1),
+    )
+}
+LOSSES = {"fp32": 1e-4, "bf16": 2e-2}
+"""By the coarser precision of the two layouts; as in the parity test."""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("text") / "text.jsonl"
+    documents = (f"document {number} counts {' '.join(map(str, range(number % 40)))}" for number in range(300))
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def saved(pool, tmp_path_factory, text) -> dict[str, tuple[Path, list[Leg]]]:
+    """Layout → its checkpoint, and how its own run went on."""
+    runs = {}
+    for name, layout in LAYOUTS.items():
+        folder = tmp_path_factory.mktemp(name)
+        legs = pool(layout.world_size).run(moving_cases.save, layout=layout, text=text, folder=str(folder))
+        runs[name] = (folder / f"step_{SAVE_AT:08d}", legs)
+    return runs
+
+
+def tensors_of(legs: list[Leg]) -> dict[str, torch.Tensor]:
+    return {name: tensor for leg in legs for name, tensor in leg.tensors.items()}
+
+
+def global_batches(legs: list[Leg]) -> list[torch.Tensor]:
+    """Every step's rows in their order, put together from the data-parallel ranks; those of one rank agree."""
+    by_rank: dict[int, list[torch.Tensor]] = {}
+    for leg in legs:
+        for first, again in zip(by_rank.setdefault(leg.dp_rank, leg.rows), leg.rows, strict=True):
+            assert torch.equal(first, again)
+    return [torch.cat([by_rank[rank][step] for rank in sorted(by_rank)]) for step in range(STEPS_AFTER)]
+
+
+@pytest.mark.parametrize("target", LAYOUTS)
+def test_every_checkpoint_goes_on_here(pool, saved, text, target: str):
+    layout = LAYOUTS[target]
+    paths = {source: str(path) for source, (path, _) in saved.items()}
+    results = pool(layout.world_size).run(moving_cases.load_all, layout=layout, text=text, paths=paths)
+    for source, (_, straight) in saved.items():
+        moved = [result[source] for result in results]
+        expected, arrived = tensors_of(straight), tensors_of(moved)
+        assert expected.keys() == arrived.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, arrived[name]), (source, name)
+        for step, (rows, again) in enumerate(zip(global_batches(straight), global_batches(moved), strict=True)):
+            assert rows.shape[0] == GLOBAL_ROWS
+            assert torch.equal(rows, again), (source, step)
+        assert moved[0].num_label_tokens == straight[0].num_label_tokens
+        assert moved[0].lrs == straight[0].lrs
+        precisions = {layout.precisions[0], LAYOUTS[source].precisions[0]}
+        bound = LOSSES["bf16" if "bf16" in precisions else "fp32"]
+        np.testing.assert_allclose(moved[0].losses, straight[0].losses, rtol=0, atol=bound, err_msg=source)
+
+
+def test_the_ten_losses_fall_by_more_than_the_bound_forgives(saved):
+    for name, (_, straight) in saved.items():
+        losses = straight[0].losses
+        assert losses[0] - losses[-1] > 20 * LOSSES["bf16"], name
+
+
+def test_one_process_loads_each_as_an_ordinary_model(saved):
+    for path, straight in saved.values():
+        model = LlamaDytForCausalLM.from_pretrained(path / "model")
+        expected = tensors_of(straight)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, expected[f"param.{name}"]), name
+        assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False).shape == (1, 7)

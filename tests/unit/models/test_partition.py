@@ -1,0 +1,105 @@
+"""Which part of a model each rank holds: the arithmetic, and the policy's own cutting of 70b over 32 ranks."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_dyt.models import FAMILIES, build_config, count_parameters, empty_model
+from llama_dyt.models.partition import layers_of_stages, padded_vocabulary, partition
+
+ROOT = Path(__file__).parents[3]
+
+
+def shapes_of(config) -> dict:
+    return {name: parameter.shape for name, parameter in empty_model(config).named_parameters()}
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 3), (4, 5)])
+def test_the_ranks_hold_every_parameter_once(tp, pp):
+    config = build_config(
+        "15m", vocab_size=97, num_hidden_layers=7, num_attention_heads=8, num_key_value_heads=4, intermediate_size=96
+    )
+    stages = partition(shapes_of(config), FAMILIES["llama_dyt"], tp, pp)
+    assert sum(stage.num_distinct(tp) for stage in stages) == count_parameters(config)
+    assert sorted(layer for stage in stages for layer in stage.layers) == list(range(7))
+    assert sorted(name for stage in stages for name in stage.shapes) == sorted(shapes_of(config))
+    assert all(stage.num_parameters == sum(map(math.prod, stage.shapes.values())) for stage in stages)
+
+
+def test_left_over_layers_go_to_the_middle_and_chunks_go_round_or_back():
+    assert [len(layers) for layers in layers_of_stages(10, 4)] == [2, 3, 3, 2]
+    assert layers_of_stages(8, 2, chunks=2) == [(0, 1, 4, 5), (2, 3, 6, 7)]
+    assert layers_of_stages(8, 2, chunks=2, zigzag=True) == [(0, 1, 6, 7), (2, 3, 4, 5)]
+
+
+def test_the_vocabulary_is_padded_for_every_rank_alike():
+    assert padded_vocabulary(97, 1) == 128
+    assert padded_vocabulary(97, 2) == 128
+    assert padded_vocabulary(32000, 8) == 32256
+
+
+SHARD_AS_EVERY_RANK = """
+import json, sys
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from llama_dyt.boosters.compat import apply_compat
+from llama_dyt.boosters.host import use_host_accelerator
+
+apply_compat()
+use_host_accelerator()
+from colossalai.cluster import ProcessGroupMesh
+from colossalai.pipeline.stage_manager import PipelineStageManager
+from colossalai.shardformer import ShardConfig, ShardFormer
+
+from llama_dyt.boosters.policy import DecoderPolicy
+from llama_dyt.models import FAMILIES, build_config, empty_model
+
+size, tp, pp = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+config = build_config(size)
+for rank in range(tp * pp):
+    dist.init_process_group("fake", rank=rank, world_size=tp * pp, store=FakeStore())
+    mesh = ProcessGroupMesh(1, pp, tp)
+    stages = PipelineStageManager(mesh, pipeline_axis=1, enable_interleave=False, num_model_chunks=1)
+    shard = ShardConfig(
+        tensor_parallel_process_group=mesh.get_group_along_axis(2),
+        pipeline_stage_manager=stages,
+        enable_tensor_parallelism=True,
+    )
+    policy = DecoderPolicy(FAMILIES["llama_dyt"], torch.bfloat16, torch.device("meta"))
+    # The engine takes the device of a group from its backend and knows no fake one.
+    with mock.patch.object(dist, "get_backend", lambda group=None: "gloo"):
+        model, _ = ShardFormer(shard).optimize(empty_model(config), policy=policy)
+    held = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    print(json.dumps([stages.stage, mesh.coordinate(2), held]), flush=True)
+    dist.destroy_process_group()
+"""
+
+
+def test_the_policy_cuts_70b_over_32_ranks_as_the_arithmetic_says():
+    """The real policy, on the meta device, once as each rank of a process group that only pretends."""
+    tp, pp = 8, 4
+    outcome = subprocess.run(
+        [sys.executable, "-c", SHARD_AS_EVERY_RANK, "70b", str(tp), str(pp)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=ROOT,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    config = build_config("70b")
+    stages = partition(shapes_of(config), FAMILIES["llama_dyt"], tp, pp)
+    ranks = [json.loads(line) for line in outcome.stdout.splitlines()]
+    assert [(stage, tp_rank) for stage, tp_rank, _ in ranks] == [(s, r) for s in range(pp) for r in range(tp)]
+    for stage, _, held in ranks:
+        assert {name: tuple(shape) for name, shape in held.items()} == stages[stage].shapes
+    held_by_all = sum(math.prod(shape) for _, _, held in ranks for shape in held.values())
+    counted_again = sum((tp - 1) * stage.num_replicated + stage.num_padding for stage in stages)
+    assert held_by_all - counted_again == count_parameters(config) == 68_976_648_354
