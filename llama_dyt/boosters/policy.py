@@ -23,6 +23,7 @@ from llama_dyt.models.partition import VOCABULARY_MULTIPLE, padded_vocabulary
 from .materialize import materialize
 from .pipeline import stage_forward
 
+
 class VocabParallelScaledEmbedding(VocabParallelEmbedding1D):
     """Vocabulary-parallel embedding that keeps the learnable scale.
 

@@ -78,7 +78,7 @@ for rank in range(tp * pp):
     with mock.patch.object(dist, "get_backend", lambda group=None: "gloo"):
         model, _ = ShardFormer(shard).optimize(empty_model(config), policy=policy)
     held = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    print(json.dumps([stages.stage, mesh.coordinate(2), held]), flush=True)
+    print(json.dumps([int(stages.stage), int(mesh.coordinate(2)), held]), flush=True)
     dist.destroy_process_group()
 """
 
