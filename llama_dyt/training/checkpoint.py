@@ -78,8 +78,7 @@ class CheckpointWriter:
                 errors.append(f"rank {dist.get_rank()}: {_reason(error)}")
 
         def prepare() -> None:
-            for leftover in self.save_dir.glob(".step_*.unfinished"):  # of runs that were killed while saving
-                shutil.rmtree(leftover, ignore_errors=True)
+            clear_leftovers(self.save_dir)
             (aside / "model").mkdir(parents=True)
             (aside / "optimizer").mkdir()
             self._save_model_files(aside / "model")
@@ -209,6 +208,19 @@ def _publish(aside: Path, final: Path) -> None:
     else:
         os.rename(aside, final)
     _sync(final.parent)
+
+
+def clear_leftovers(save_dir: Path) -> None:
+    """Remove what runs left that were killed while saving. A checkpoint that was about to be replaced, and was not, gets
+    its name back."""
+    for unfinished in save_dir.glob(".step_*.unfinished"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    for old in save_dir.glob(".step_*.replaced"):
+        home = old.with_name(old.name.removeprefix(".").removesuffix(".replaced"))
+        if home.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, home)
 
 
 def _reason(error: Exception) -> str:
