@@ -211,8 +211,8 @@ def _publish(aside: Path, final: Path) -> None:
 
 
 def clear_leftovers(save_dir: Path) -> None:
-    """Remove what runs left that were killed while saving. A checkpoint that was about to be replaced, and was not, gets
-    its name back."""
+    """Remove what runs left that were killed while saving. A checkpoint that was about to be replaced, and was not,
+    gets its name back."""
     for unfinished in save_dir.glob(".step_*.unfinished"):
         shutil.rmtree(unfinished, ignore_errors=True)
     for old in save_dir.glob(".step_*.replaced"):
