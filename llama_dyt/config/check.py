@@ -182,6 +182,9 @@ def _booster_problems(run: RunConfig, can: Capability, device: str) -> Iterator[
             f"--gradient_clipping {run.optimizer.gradient_clipping:g}: {plugin} cannot clip on {kind}; "
             f"give 0, or take {_or(plugins_able(kind, 'clipping'))}"
         )
+    if booster.shard_size is not None and not can.shard_size:
+        takers = " or ".join(plugins_able(kind, "shard_size"))
+        yield f"--shard_size {booster.shard_size} has no effect with {plugin}; leave it out, or take --plugin {takers}"
     yield from _memory_problems(run, can, plugin)
 
 
@@ -220,6 +223,11 @@ def _layout_problems(run: RunConfig, size: Size | None, world_size: int | None) 
         yield (
             f"--tp {booster.tp} times --pp {booster.pp} is {ranks}, which does not divide the {world_size} "
             f"process{'es' if world_size > 1 else ''}; launch a multiple of {ranks}, or make --tp or --pp smaller"
+        )
+    if world_size is not None and booster.shard_size is not None and world_size % booster.shard_size:
+        yield (
+            f"--shard_size {booster.shard_size} does not divide the {world_size} process{'es' if world_size > 1 else ''}; "
+            f"give a number that does, such as {_divisor_below(world_size, booster.shard_size)}"
         )
     if booster.pp > 1:
         micro, steps = booster.micro_batch_size, run.optimizer.gradient_accumulation_steps
