@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.optim import Optimizer
 
-WORKING = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+from .materialize import WORKING_DTYPES
 
 
 class FsdpPlugin(Plugin):
@@ -61,7 +61,7 @@ class FsdpPlugin(Plugin):
         dataloader: Any = None,
         lr_scheduler: Any = None,
     ) -> tuple[nn.Module, OptimizerWrapper, Any, Any, Any]:
-        """Shard `model`, which may be on the meta device: it then has memory for its shards, but no values yet."""
+        """Shard `model`, from the meta device: it has memory for its shards then, but no values yet."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._shard(model)
         # `fully_shard` put other Parameter objects in the place of those the optimizer was made with.
@@ -75,7 +75,7 @@ class FsdpPlugin(Plugin):
             "mesh": self.mesh,
             # Inputs stay as they are, so cos and sin stay fp32; hidden states have the embedding's precision.
             "mp_policy": MixedPrecisionPolicy(
-                param_dtype=WORKING[self.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+                param_dtype=WORKING_DTYPES[self.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
             ),
             "offload_policy": CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
             if self.cpu_offload
@@ -87,15 +87,14 @@ class FsdpPlugin(Plugin):
         if self.device.type == "cpu":
             for module in fsdp_modules(model):
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average: sum, then divide
-        if any(parameter.is_meta for parameter in model.parameters()):
-            model.to_empty(device="cpu" if self.cpu_offload else self.device)
+        model.to_empty(device="cpu" if self.cpu_offload else self.device)
 
     @contextmanager
     def no_sync(self, model: nn.Module, optimizer: OptimizerWrapper) -> Iterator[None]:
         """Keep a micro batch's gradients from the other ranks; they are added up until a backward outside of this.
 
-        In fp32, on every rank: with one copy whole gradients, with several this copy's share of them (then only the
-        sum over the copies waits, which is the one that crosses machines).
+        In fp32, on every rank: with one copy of the model whole gradients, with several its shard of them (then only
+        the sum over the copies waits, which is the one that crosses machines).
         """
         root: FSDPModule = model.unwrap()
         hold_back = root.set_requires_all_reduce if self.replicated else root.set_requires_gradient_sync
@@ -106,13 +105,13 @@ class FsdpPlugin(Plugin):
             hold_back(True)
 
     def support_no_sync(self) -> bool:
-        return True
+        return not self.cpu_offload  # whole gradients on the device are what offloading is there to avoid
 
     def supported_devices(self) -> list[str]:
         return ["cuda", "cpu"]
 
     def supported_precisions(self) -> list[str]:
-        return list(WORKING)
+        return list(WORKING_DTYPES)
 
     def control_precision(self) -> bool:
         return True
@@ -210,9 +209,7 @@ def _mesh(device_type: str, world_size: int, shard_size: int) -> DeviceMesh:
     """Ranks as (copies, shards), or (shards,) where there is one copy. Neighbouring ranks share a copy."""
     if shard_size == world_size:
         return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
-    return init_device_mesh(
-        device_type, (world_size // shard_size, shard_size), mesh_dim_names=("replicate", "shard")
-    )
+    return init_device_mesh(device_type, (world_size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
 
 
 def shard_group(mesh: DeviceMesh) -> dist.ProcessGroup:

@@ -1,12 +1,12 @@
 """The state of a run under `fsdp.FsdpPlugin` as whole fp32 tensors under HuggingFace names.
 
-Its own file beside `state.py` because the shards are other: rows of every parameter, which are the fp32 masters too, and
-the moments beside them.
+Its own file beside `state.py` because the shards are other: rows of every parameter, which are the fp32 masters too,
+and the moments beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from .fsdp import FsdpOptimizer, fsdp_modules, shard_group
 from .grid import Grid
-from .interface import MOMENTS
+from .interface import MOMENTS, Read
 from .scaler import LossScaler
 from .state import adam_steps, set_adam_steps
 
@@ -76,7 +76,7 @@ class FsdpState:
             yield name, tensors if self._grid.is_writer else None
 
     @torch.no_grad()
-    def scatter(self, read: Callable[[str], dict[str, torch.Tensor]]) -> None:
+    def scatter(self, read: Read) -> None:
         self._reshard()
         for name, parameter in self._parameters.items():
             own = parameter.to_local()

@@ -13,6 +13,7 @@ from colossalai.booster.plugin.plugin_base import Plugin
 
 from llama_dyt.config.capabilities import capability, zero_stage
 from llama_dyt.config.run import RunConfig
+from llama_dyt.errors import ConfigurationError
 from llama_dyt.models.families import Family
 
 from .launch import device_type, read_environment
@@ -72,11 +73,17 @@ def _fsdp(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
     from .fsdp import FsdpPlugin
 
     settings, world_size = run.booster, dist.get_world_size()
+    shard_size = settings.shard_ranks(world_size, read_environment().local_world_size)
+    if world_size % shard_size:  # only of machines with unlike numbers of processes; --shard_size itself was checked
+        raise ConfigurationError(
+            f"--plugin {settings.plugin}: the {shard_size} processes of this machine do not divide the {world_size} of "
+            "the run; give --shard_size"
+        )
     return FsdpPlugin(
         precision=settings.mixed_precision,
         initial_scale=INITIAL_SCALE,
         max_norm=max_norm(run),
-        shard_size=settings.shard_ranks(world_size, read_environment().local_world_size),
+        shard_size=shard_size,
         cpu_offload=capability(settings.plugin, device_type()).offload == "always",
     )
 

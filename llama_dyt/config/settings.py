@@ -81,12 +81,27 @@ class ModelSettings:
         short="-g",
         spellings=("grad_checkpoint", "gradient_checkpointing"),
     )
+    selective_checkpointing: float | None = option(
+        None,
+        "Share of the decoder layers, evenly spread, that recompute their activations: 0 to 1, or a fraction such as "
+        "1/3; none is all of them with --gradient_checkpoint, else no layer.",
+        at_least=0,
+        at_most=1,
+        metavar="SHARE",
+    )
     flash_attention: bool = option(
         False,
         "Use the flash-attn package's kernels on CUDA (it must be installed).",
         short={"pretrain": "-a", "finetune": "-a", "benchmark": "-x"},
         spellings=("flash_attn", "xformers"),
     )
+
+    @property
+    def recomputed_share(self) -> float:
+        """The share of decoder layers that recompute their activations."""
+        if self.selective_checkpointing is None:
+            return 1.0 if self.gradient_checkpoint else 0.0
+        return self.selective_checkpointing
 
     def size(self) -> Size | None:
         """The model's figures, those given by hand included; None when the weights of `model_path` decide.

@@ -168,20 +168,27 @@ def test_losses_alone_do_not_notice_halved_gradients(pool):
 
 @pytest.mark.parametrize(
     ("layout", "precision"),
-    [(Layout("zero2", 2), "fp32"), (Layout("gemini", 2), "bf16"), (hybrid(2, tp=2), "fp32"), (hybrid(2, pp=2), "fp32")],
+    [
+        (Layout("zero2", 2), "fp32"),
+        (Layout("gemini", 2), "bf16"),
+        (Layout("fsdp", 2), "fp32"),
+        (hybrid(2, tp=2), "fp32"),
+        (hybrid(2, pp=2), "fp32"),
+    ],
     ids=str,
 )
-def test_gradient_checkpointing_changes_nothing(pool, layout: Layout, precision: str):
-    kept, recomputed = (
-        pool(layout.world_size).run(
-            cases.train, layout=layout, precision=precision, num_steps=1, gradient_checkpoint=checkpoint
-        )
-        for checkpoint in (False, True)
+def test_recomputing_layers_run_twice_and_change_nothing(pool, layout: Layout, precision: str):
+    kept, whole, half = (
+        pool(layout.world_size).run(cases.train, layout=layout, precision=precision, num_steps=1, **flags)
+        for flags in ({}, {"gradient_checkpoint": True}, {"selective_checkpointing": 0.5})
     )
-    assert [result.layer_runs for result in recomputed] == [2 * result.layer_runs for result in kept]
-    gradients = merged(recomputed, "gradients")
-    for name, gradient in merged(kept, "gradients").items():
-        assert torch.equal(gradient, gradients[name]), name
+    assert {layer for result in kept for layer in result.layer_runs} == {0, 1, 2, 3}
+    for recomputed, chosen in ((whole, {0, 1, 2, 3}), (half, {0, 2})):
+        for result, before in zip(recomputed, kept):
+            assert result.layer_runs == {k: n * (2 if k in chosen else 1) for k, n in before.layer_runs.items()}
+        gradients = merged(recomputed, "gradients")
+        for name, gradient in merged(kept, "gradients").items():
+            assert torch.equal(gradient, gradients[name]), name
 
 
 @pytest.mark.parametrize("layout", [Layout("zero2", 2), hybrid(4, tp=2, pp=2)], ids=str)
