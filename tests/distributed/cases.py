@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.boosters.gemini import ChunkedModel
@@ -79,7 +80,15 @@ def boost(run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | N
 
 def _spoil_gradients(module: torch.nn.Module, fault: str) -> None:
     for name, parameter in module.named_parameters():
-        parameter.register_hook(lambda gradient, name=name: FAULTS[fault](name, gradient))
+        if isinstance(parameter, DTensor):  # FSDP puts the gradient there itself, past autograd's hooks
+
+            def spoil_shard(parameter: DTensor, name: str = name) -> None:
+                gradient = parameter.grad.to_local()
+                gradient.copy_(FAULTS[fault](name, gradient))
+
+            parameter.register_post_accumulate_grad_hook(spoil_shard)
+        else:
+            parameter.register_hook(lambda gradient, name=name: FAULTS[fault](name, gradient))
 
 
 def gathered(boosted: Boosted, key: str = "param") -> dict[str, torch.Tensor]:

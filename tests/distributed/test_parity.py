@@ -145,6 +145,7 @@ def test_masters_start_as_the_unrounded_weights(first_step, layout: Layout):
         (Layout("zero2", 2), "fp32"),
         (Layout("zero2", 2), "bf16"),
         (Layout("gemini", 2), "bf16"),
+        (Layout("fsdp", 2), "fp32"),
         (hybrid(2, tp=2), "fp32"),
         (hybrid(2, pp=2), "fp32"),
     ],
