@@ -68,7 +68,7 @@ class FsdpPlugin(Plugin):
         sharded = dict(model.named_parameters())
         for group in optimizer.param_groups:
             group["params"] = [sharded[names[id(parameter)]] for parameter in group["params"]]
-        return FsdpModel(model), FsdpOptimizer(optimizer, self), criterion, dataloader, lr_scheduler
+        return ModelWrapper(model), FsdpOptimizer(optimizer, self), criterion, dataloader, lr_scheduler
 
     def _shard(self, model: nn.Module) -> None:
         options = {
@@ -135,10 +135,6 @@ class FsdpPlugin(Plugin):
         raise NotImplementedError("batches come from llama_dyt.data, which knows its data-parallel rank")
 
 
-class FsdpModel(ModelWrapper):
-    """The sharded module as the engine's wrapper."""
-
-
 class FsdpOptimizer(OptimizerWrapper):
     """Steps an Adam on this rank's shards: skips on overflow, clips by the norm of the whole gradient.
 
@@ -202,7 +198,8 @@ class _ShardScaler(FP16MixedPrecisionMixin):
         self._optimizer = optimizer
 
     def check_local_overflow(self) -> bool:
-        return any(not torch.isfinite(gradient).all() for gradient in self._optimizer.local_gradients())
+        finite = torch.stack([torch.isfinite(gradient).all() for gradient in self._optimizer.local_gradients()])
+        return not finite.all()  # one wait for the device, not one a parameter
 
 
 def _mesh(device_type: str, world_size: int, shard_size: int) -> DeviceMesh:
