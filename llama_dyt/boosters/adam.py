@@ -13,6 +13,7 @@ import torch
 from colossalai.kernel.extensions.base_extension import _Extension
 from colossalai.kernel.kernel_loader import CPUAdamLoader, FusedOptimizerLoader
 from colossalai.nn.optimizer import HybridAdam
+from torch.distributed.tensor import DTensor
 
 _ELEMENTS_A_LAUNCH = 2**26
 """Half-precision gradients are widened this many elements at a time (256 MB of fp32), not all at once."""
@@ -92,15 +93,15 @@ def hybrid_adam_step(
                 continue
             state = self.state[param]
             if "exp_avg" not in state:
-                state["exp_avg"] = torch.zeros_like(param.data)
-                state["exp_avg_sq"] = torch.zeros_like(param.data)
+                state["exp_avg"] = torch.zeros_like(_own_part(param.data))
+                state["exp_avg_sq"] = torch.zeros_like(_own_part(param.data))
             state["step"] = int(state.get("step", 0)) + 1
             by_device.setdefault(param.device, []).append(param)
         for params in by_device.values():
             states = [self.state[param] for param in params]
             fused_adam(
-                [param.data for param in params],
-                [param.grad for param in params],
+                [_own_part(param.data) for param in params],
+                [_own_part(param.grad) for param in params],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [state["step"] for state in states],
@@ -113,6 +114,11 @@ def hybrid_adam_step(
                 div_scale=div_scale,
             )
     return loss
+
+
+def _own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor that `fully_shard` cut; else the tensor. Adam needs no more of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class _TorchCpuAdam:

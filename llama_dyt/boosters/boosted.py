@@ -18,6 +18,7 @@ from colossalai.nn.optimizer import HybridAdam
 from colossalai.zero import LowLevelZeroOptimizer
 from torch import nn
 
+from llama_dyt.config.capabilities import capability
 from llama_dyt.config.run import RunConfig
 from llama_dyt.models.families import FAMILIES
 
@@ -74,6 +75,10 @@ class Boosted:
             from .gemini import GeminiState
 
             return GeminiState(self.model, self.optimizer, self.scaler)
+        if capability(self.run.booster.plugin, self.device.type).fully_sharded:
+            from .fsdp_state import FsdpState
+
+            return FsdpState(self.module, self.optimizer, self.grid, self.scaler)
         return ShardedState(self.module, self.optimizer, self.grid, shapes, self.scaler)
 
     # --- one step ------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class ProcessEnvironment:
         rank: 0 … world_size-1 over all machines.
         world_size: number of processes.
         local_rank: number of this process on its machine; selects the GPU.
+        local_world_size: number of processes on this machine; None where the launcher does not say.
         master_address, master_port: where rank 0 listens.
         launcher: "python", "torchrun" (also `colossalai run`, which starts it) or "srun"; for messages.
     """
@@ -39,6 +40,7 @@ class ProcessEnvironment:
     master_address: str = "127.0.0.1"
     master_port: int = 0
     launcher: str = "python"
+    local_world_size: int | None = None
 
 
 def read_environment(env: Mapping[str, str] | None = None) -> ProcessEnvironment:
@@ -59,6 +61,7 @@ def read_environment(env: Mapping[str, str] | None = None) -> ProcessEnvironment
             master_address=env.get("MASTER_ADDR", "127.0.0.1"),
             master_port=_integer(env, "MASTER_PORT", 29500),
             launcher="torchrun",
+            local_world_size=_integer(env, "LOCAL_WORLD_SIZE", 0) or None,
         )
     if int(env.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in env:
         # A port from the job's number: two jobs sharing a machine must not meet on a fixed one.
@@ -70,6 +73,7 @@ def read_environment(env: Mapping[str, str] | None = None) -> ProcessEnvironment
             master_address=env.get("MASTER_ADDR") or first_slurm_host(env.get("SLURM_NODELIST", "")),
             master_port=_integer(env, "MASTER_PORT", 20_000 + job % _SLURM_PORTS),
             launcher="srun",
+            local_world_size=_integer(env, "SLURM_NTASKS_PER_NODE", 0) or None,
         )
     return ProcessEnvironment()
 

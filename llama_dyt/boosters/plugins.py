@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.distributed as dist
 from colossalai.booster.plugin import HybridParallelPlugin, LowLevelZeroPlugin
 from colossalai.booster.plugin.plugin_base import Plugin
 
-from llama_dyt.config.capabilities import zero_stage
+from llama_dyt.config.capabilities import capability, zero_stage
 from llama_dyt.config.run import RunConfig
+from llama_dyt.errors import ConfigurationError
 from llama_dyt.models.families import Family
 
-from .launch import device_type
+from .launch import device_type, read_environment
 from .materialize import WORKING_DTYPES
 from .scaler import INITIAL_SCALE
 
@@ -27,9 +29,9 @@ def max_norm(run: RunConfig) -> float:
     return run.optimizer.gradient_clipping or NO_CLIPPING
 
 
-def _zero2(run: RunConfig, family: Family, num_parameters: int, cpu_offload: bool = False) -> Plugin:
+def _low_level_zero(run: RunConfig, family: Family, num_parameters: int, cpu_offload: bool = False) -> Plugin:
     return LowLevelZeroPlugin(
-        stage=2,
+        stage=zero_stage(run.booster.plugin, device_type(), run.booster.zero),
         precision=run.booster.mixed_precision,
         initial_scale=INITIAL_SCALE,
         max_norm=max_norm(run),
@@ -38,7 +40,7 @@ def _zero2(run: RunConfig, family: Family, num_parameters: int, cpu_offload: boo
 
 
 def _zero2_cpu(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
-    return _zero2(run, family, num_parameters, cpu_offload=True)
+    return _low_level_zero(run, family, num_parameters, cpu_offload=True)
 
 
 def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
@@ -58,6 +60,34 @@ def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int) -> Plu
     )
 
 
+def _ddp(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
+    """HybridParallelPlugin with nothing cut, which wraps torch's DistributedDataParallel.
+
+    Not Colossal-AI's TorchDDPPlugin: its optimizer knows no gradient norm (`TorchDDPPlugin` leaves
+    `OptimizerWrapper.get_grad_norm`, which raises), and in half precision it keeps no fp32 masters.
+    """
+    return _hybrid_parallel(run, family, num_parameters)
+
+
+def _fsdp(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
+    from .fsdp import FsdpPlugin
+
+    settings, world_size = run.booster, dist.get_world_size()
+    shard_size = settings.shard_ranks(world_size, read_environment().local_world_size)
+    if world_size % shard_size:  # only of machines with unlike numbers of processes; --shard_size itself was checked
+        raise ConfigurationError(
+            f"--plugin {settings.plugin}: the {shard_size} processes of this machine do not divide the {world_size} of "
+            "the run; give --shard_size"
+        )
+    return FsdpPlugin(
+        precision=settings.mixed_precision,
+        initial_scale=INITIAL_SCALE,
+        max_norm=max_norm(run),
+        shard_size=shard_size,
+        cpu_offload=capability(settings.plugin, device_type()).offload == "always",
+    )
+
+
 def _gemini(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
     from .gemini import build_gemini
 
@@ -67,9 +97,14 @@ def _gemini(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
 PLUGINS: dict[str, Callable[[RunConfig, Family, int], Plugin]] = {
     "gemini": _gemini,
     "gemini_auto": _gemini,
-    "zero2": _zero2,
+    "zero1": _low_level_zero,
+    "zero2": _low_level_zero,
     "zero2_cpu": _zero2_cpu,
     "hybrid_parallel": _hybrid_parallel,
+    "ddp": _ddp,
+    "fsdp": _fsdp,
+    "fsdp_cpu": _fsdp,
+    "hsdp": _fsdp,
 }
 
 

@@ -34,6 +34,8 @@ class Capability:
         float32_zero_stages: the stages it accepts in fp32.
         shard_fraction: --shard_param_frac has an effect.
         memory_plan: --memory_limit and --warmup_ratio have an effect.
+        fully_sharded: torch's `fully_shard` cuts parameters, gradients and optimizer states; masters are the shards.
+        shard_size: --shard_size has an effect.
     """
 
     precisions: tuple[str, ...] = ("fp16", "bf16", "fp32")
@@ -49,6 +51,8 @@ class Capability:
     float32_zero_stages: tuple[int, ...] = ()
     shard_fraction: bool = False
     memory_plan: bool = False
+    fully_sharded: bool = False
+    shard_size: bool = False
 
 
 # gemini_plugin.SUPPORTED_PRECISION; GeminiDDP asserts the same two.
@@ -56,6 +60,7 @@ _GEMINI = Capability(precisions=("fp16", "bf16"), compile=False, offload="fracti
 # placement_policy="auto" ignores the fractions of StaticPlacementPolicy and plans from the memory it sees.
 _GEMINI_AUTO = replace(_GEMINI, offload="automatic", shard_fraction=False, memory_plan=True)
 _ZERO2 = Capability(zero_stages=(2,), default_zero_stage=2, float32_zero_stages=(2,))
+_ZERO1 = replace(_ZERO2, zero_stages=(1,), default_zero_stage=1, float32_zero_stages=(1,))
 _ZERO2_CPU = replace(_ZERO2, offload="always")
 # HybridParallelPlugin.__init__: "zero stage must be 0 or 1 when using pipeline parallelism";
 # HybridParallelPlugin.configure: "set precision to 'fp16' or 'bf16' when using ZeRO".
@@ -67,6 +72,11 @@ _HYBRID = Capability(
     pipeline_zero_stages=(0, 1),
     float32_zero_stages=(0,),
 )
+# The hybrid plugin with nothing cut: torch's DistributedDataParallel, and fp32 masters in half precision.
+_DDP = Capability(zero_stages=(0,), default_zero_stage=0, float32_zero_stages=(0,))
+_FSDP = Capability(fully_sharded=True)
+_FSDP_CPU = replace(_FSDP, offload="always")
+_HSDP = replace(_FSDP, shard_size=True)
 
 DEVICES: tuple[str, ...] = ("cuda", "cpu")
 
@@ -74,9 +84,14 @@ DEVICES: tuple[str, ...] = ("cuda", "cpu")
 CAPABILITIES: dict[str, dict[str, Capability]] = {
     "gemini": {"cuda": _GEMINI, "cpu": _GEMINI},
     "gemini_auto": {"cuda": _GEMINI_AUTO, "cpu": _GEMINI_AUTO},
+    "zero1": {"cuda": _ZERO1, "cpu": _ZERO1},
     "zero2": {"cuda": _ZERO2, "cpu": _ZERO2},
     "zero2_cpu": {"cuda": _ZERO2_CPU, "cpu": _ZERO2_CPU},
     "hybrid_parallel": {"cuda": _HYBRID, "cpu": _HYBRID},
+    "ddp": {"cuda": _DDP, "cpu": _DDP},
+    "fsdp": {"cuda": _FSDP, "cpu": _FSDP},
+    "fsdp_cpu": {"cuda": _FSDP_CPU, "cpu": _FSDP_CPU},
+    "hsdp": {"cuda": _HSDP, "cpu": _HSDP},
 }
 
 PLUGIN_ALIASES: dict[str, str] = {"3d": "hybrid_parallel"}

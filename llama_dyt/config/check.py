@@ -122,6 +122,8 @@ def _model_problems(run: RunConfig, size: Size | None) -> Iterator[str]:
         for name in ("attn_alpha_init_value", "ffn_alpha_init_value", "dec_alpha_init_value"):
             if getattr(model, name) is not None:
                 yield f"--{name} {getattr(model, name):g}: --norm rmsnorm has none; leave it out, or take --norm dyt"
+    if model.gradient_checkpoint and model.selective_checkpointing == 0:
+        yield "--gradient_checkpoint contradicts --selective_checkpointing 0, which recomputes no layer; leave one out"
     if size is None:
         return
     if size.hidden_size % size.num_heads:
@@ -161,7 +163,8 @@ def _booster_problems(run: RunConfig, can: Capability, device: str) -> Iterator[
         if can.zero_stages:
             yield f"--zero {stage}: {plugin} has stage {_one_of(can.zero_stages)}; give that, or leave the flag out"
         else:
-            yield f"--zero {stage}: {plugin} shards in its own way (see --shard_param_frac); leave the flag out"
+            see = " (see --shard_param_frac)" if can.shard_fraction else ""
+            yield f"--zero {stage}: {plugin} shards in its own way{see}; leave the flag out"
     elif stage is not None:
         if booster.pp > 1 and can.pipeline_parallel and stage not in can.pipeline_zero_stages:
             stages = _one_of(can.pipeline_zero_stages)
@@ -182,6 +185,9 @@ def _booster_problems(run: RunConfig, can: Capability, device: str) -> Iterator[
             f"--gradient_clipping {run.optimizer.gradient_clipping:g}: {plugin} cannot clip on {kind}; "
             f"give 0, or take {_or(plugins_able(kind, 'clipping'))}"
         )
+    if booster.shard_size is not None and not can.shard_size:
+        takers = " or ".join(plugins_able(kind, "shard_size"))
+        yield f"--shard_size {booster.shard_size} has no effect with {plugin}; leave it out, or take --plugin {takers}"
     yield from _memory_problems(run, can, plugin)
 
 
@@ -220,6 +226,12 @@ def _layout_problems(run: RunConfig, size: Size | None, world_size: int | None) 
         yield (
             f"--tp {booster.tp} times --pp {booster.pp} is {ranks}, which does not divide the {world_size} "
             f"process{'es' if world_size > 1 else ''}; launch a multiple of {ranks}, or make --tp or --pp smaller"
+        )
+    if world_size is not None and booster.shard_size is not None and world_size % booster.shard_size:
+        yield (
+            f"--shard_size {booster.shard_size} does not divide the {world_size} process"
+            f"{'es' if world_size > 1 else ''}; give a number that does, such as "
+            f"{_divisor_below(world_size, booster.shard_size)}"
         )
     if booster.pp > 1:
         micro, steps = booster.micro_batch_size, run.optimizer.gradient_accumulation_steps

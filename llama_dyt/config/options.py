@@ -10,6 +10,7 @@ import math
 import types
 import typing
 from dataclasses import MISSING, Field, dataclass, field, fields
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -183,8 +184,9 @@ def _to_float(value: Any) -> float:
     # YAML 1.1 reads 3e-4 as a text, so texts are as good as numbers wherever they come from.
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
+            # Fraction reads a text such as 1/3, and not the infinities that float does.
+            return float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
+        except (ValueError, ZeroDivisionError):
             pass
     raise ValueError(f"{value!r} is not a number; give one such as 3e-4")
 

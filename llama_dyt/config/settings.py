@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llama_dyt.config.capabilities import PLUGIN_ALIASES, PLUGINS
+from llama_dyt.config.capabilities import PLUGIN_ALIASES, PLUGINS, capability
 from llama_dyt.config.options import Kind, option
 from llama_dyt.config.sizes import Size, get_size
 
@@ -81,12 +81,27 @@ class ModelSettings:
         short="-g",
         spellings=("grad_checkpoint", "gradient_checkpointing"),
     )
+    selective_checkpointing: float | None = option(
+        None,
+        "Share of the decoder layers, evenly spread, that recompute their activations: 0 to 1, or a fraction such as "
+        "1/3; none is all of them with --gradient_checkpoint, else no layer.",
+        at_least=0,
+        at_most=1,
+        metavar="SHARE",
+    )
     flash_attention: bool = option(
         False,
         "Use the flash-attn package's kernels on CUDA (it must be installed).",
         short={"pretrain": "-a", "finetune": "-a", "benchmark": "-x"},
         spellings=("flash_attn", "xformers"),
     )
+
+    @property
+    def recomputed_share(self) -> float:
+        """The share of decoder layers that recompute their activations."""
+        if self.selective_checkpointing is None:
+            return 1.0 if self.gradient_checkpoint else 0.0
+        return self.selective_checkpointing
 
     def size(self) -> Size | None:
         """The model's figures, those given by hand included; None when the weights of `model_path` decide.
@@ -179,8 +194,8 @@ class BoosterSettings:
     )
     mixed_precision: str = option(
         "fp16",
-        "Precision of the forward and backward pass; the master weights are always fp32. fp32 is for zero2, "
-        "zero2_cpu and hybrid_parallel with --zero 0.",
+        "Precision of the forward and backward pass; the master weights are always fp32. Gemini has no "
+        "fp32, and hybrid_parallel has it with --zero 0.",
         short={"pretrain": "-x", "finetune": "-x"},
         choices=("fp16", "bf16", "fp32"),
         defaults={"benchmark": "bf16"},
@@ -189,9 +204,15 @@ class BoosterSettings:
     pp: int = option(1, "Pipeline-parallel size (hybrid_parallel).", at_least=1)
     zero: int | None = option(
         None,
-        "ZeRO stage; none takes the plugin's own: 2 for zero2 and zero2_cpu, 0 for hybrid_parallel.",
+        "ZeRO stage; none takes the plugin's own: 1 for zero1, 2 for zero2 and zero2_cpu, 0 for hybrid_parallel.",
         at_least=0,
         at_most=3,
+    )
+    shard_size: int | None = option(
+        None,
+        "hsdp: ranks that share one copy of the model; none is the processes of one machine.",
+        at_least=1,
+        metavar="RANKS",
     )
     mbs: int | None = option(None, "Micro batch size in the pipeline, in sequences; none is 1.", at_least=1)
     shard_param_frac: float | None = option(
@@ -228,6 +249,16 @@ class BoosterSettings:
     def data_parallel_size(self, world_size: int) -> int:
         """How many ranks read different data."""
         return world_size // (self.tp * self.pp)
+
+    def shard_ranks(self, world_size: int, local_world_size: int | None = None) -> int:
+        """How many ranks share one copy of the model under fsdp and hsdp.
+
+        Args:
+            local_world_size: processes of one machine; None where the launcher does not say: then all of them.
+        """
+        if not capability(self.plugin, "cpu").shard_size:
+            return world_size
+        return self.shard_size or local_world_size or world_size
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from llama_dyt.models.modeling_llama_dyt import (
     ScaledEmbedding,
 )
 from llama_dyt.models.pretrained import load_pretrained, read_pretrained
+from llama_dyt.models.recompute import recompute_activations, recomputed_layers
 from llama_dyt.models.rope import RotaryEmbedding
 
 # The class itself must not know the package: it also lives in exported folders.
@@ -49,4 +50,6 @@ __all__ = [
     "load_pretrained",
     "norm_sites",
     "read_pretrained",
+    "recompute_activations",
+    "recomputed_layers",
 ]

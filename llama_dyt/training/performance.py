@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
+from llama_dyt.models import recomputed_layers
+
 PEAK_TFLOPS = {
     # dense bf16/fp16 tensor-core peaks from the vendors' data sheets, TFLOP/s
     "H200": 989.0,
@@ -50,13 +52,16 @@ def model_flops_per_token(config: PretrainedConfig, sequence_length: int) -> flo
     return 6.0 * matmul_parameters(config) + 12.0 * config.num_hidden_layers * width * sequence_length
 
 
-def hardware_flops_per_token(config: PretrainedConfig, sequence_length: int, gradient_checkpoint: bool) -> float:
-    """FLOPs really executed: with full activation checkpointing the decoder layers' forward runs twice."""
+def hardware_flops_per_token(config: PretrainedConfig, sequence_length: int, recomputed_share: float) -> float:
+    """FLOPs really executed: the forward of decoder layers that recompute their activations runs twice.
+
+    Args:
+        recomputed_share: share of the layers that is asked to, 0 to 1.
+    """
     model_flops = model_flops_per_token(config, sequence_length)
-    if not gradient_checkpoint:
-        return model_flops
     head = 6.0 * config.hidden_size * config.vocab_size  # the head is not recomputed
-    return model_flops + (model_flops - head) / 3.0
+    layer_forward = (model_flops - head) / 3.0 / config.num_hidden_layers
+    return model_flops + layer_forward * len(recomputed_layers(config.num_hidden_layers, recomputed_share))
 
 
 def measured_matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 768, seconds: float = 0.3) -> float:
@@ -116,7 +121,7 @@ class Speedometer:
         self,
         config: PretrainedConfig,
         sequence_length: int,
-        gradient_checkpoint: bool,
+        recomputed_share: float,
         num_devices: int,
         device: torch.device,
         dtype: torch.dtype,
@@ -124,7 +129,7 @@ class Speedometer:
         self.sequence_length = sequence_length
         self.num_devices = num_devices
         self.model_flops = model_flops_per_token(config, sequence_length)
-        self.hardware_flops = hardware_flops_per_token(config, sequence_length, gradient_checkpoint)
+        self.hardware_flops = hardware_flops_per_token(config, sequence_length, recomputed_share)
         self.peak_tflops, self.peak_source = peak_tflops(device, dtype)
 
     def speed(self, tokens: int, seconds: float) -> Speed:

@@ -27,7 +27,7 @@ from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import FINETUNE_WARMUP_FRACTION
 from llama_dyt.data.step import Step
 from llama_dyt.errors import LlamaDytError
-from llama_dyt.models import InitialWeights, count_parameters, empty_model, read_pretrained
+from llama_dyt.models import InitialWeights, count_parameters, empty_model, read_pretrained, recompute_activations
 
 from .checkpoint import CheckpointWriter
 from .memory import estimate_memory
@@ -62,8 +62,7 @@ class Session:
         run, config = self.run, self.plan.model_config
         model = empty_model(config)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        if run.model.gradient_checkpoint:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model, run.model.recomputed_share)
         num_parameters = sum(shape.numel() for shape in shapes.values())
         self._model_in_words = f"{config.norm_type} LLaMA of {num_parameters:,} parameters"
         groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
@@ -171,7 +170,7 @@ class Session:
         speedometer = Speedometer(
             self.plan.model_config,
             sequence_length=run.data.max_length,
-            gradient_checkpoint=run.model.gradient_checkpoint,
+            recomputed_share=run.model.recomputed_share,
             num_devices=dist.get_world_size(),
             device=self.boosted.device,
             dtype=WORKING_DTYPES[run.booster.mixed_precision],

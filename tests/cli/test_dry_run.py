@@ -51,6 +51,12 @@ def test_a_dry_run_prints_the_run_and_what_it_takes(corpus, tmp_path):
         ("7b", 8, ["-p", "gemini", "-x", "bf16"], "6,738,415,682"),
         ("7b", 8, ["-p", "zero2_cpu", "-x", "fp16", "-g"], "6,738,415,682"),
         ("70b", 64, ["-p", "3d", "--tp", 8, "--pp", 4, "-b", 8, "-x", "bf16", "-g"], "68,976,648,354"),
+        (
+            "34b",
+            64,
+            ["-p", "hsdp", "--shard_size", 8, "-x", "bf16", "--selective_checkpointing", "1/2"],
+            "33,743,970,402",
+        ),
         ("70b", 64, ["-p", "gemini_auto", "-x", "bf16", "-g"], "68,976,648,354"),
     ],
 )

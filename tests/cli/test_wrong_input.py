@@ -49,7 +49,7 @@ def problems_of(flags: list[str], place: Path, kind: str = "pretrain") -> list[s
 # name: (changed flags, processes, what each expected problem must say)
 ONE_PROBLEM = {
     "unknown flag": ({"warm_up_steps": 3}, 1, "unknown flag '--warm_up_steps': did you mean '--warmup_steps'"),
-    "unknown plugin": ({"plugin": "zero3"}, 1, "--plugin: unknown plugin 'zero3': did you mean 'zero2'"),
+    "unknown plugin": ({"plugin": "zero3"}, 1, "--plugin: unknown plugin 'zero3': did you mean 'zero1'"),
     "unknown size": ({"config": "7x"}, 1, "--config: unknown model size '7x'.*known: .*llama2_7b.*or the path of"),
     "unknown precision": ({"mixed_precision": "int8"}, 1, "'int8'.*known: fp16, bf16, fp32"),
     "value of the wrong type": ({"max_length": "long"}, 1, "--max_length: 'long' is not a whole number"),

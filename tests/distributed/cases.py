@@ -5,17 +5,19 @@ Its own file because workers import it, and it imports the engine, which the tes
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.boosters.gemini import ChunkedModel
 from llama_dyt.config.run import RunConfig
 from llama_dyt.data.step import Step
-from llama_dyt.models import empty_model
+from llama_dyt.models import empty_model, recompute_activations
 from llama_dyt.models.modeling_llama_dyt import LlamaDytDecoderLayer
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import small_run
@@ -43,7 +45,7 @@ class RankResult:
         weights: fp32, after the last step.
         held_share: how much of all Adam moments this rank holds.
         gathered_chunks: Gemini's chunks that are whole on every rank.
-        layer_runs: how often decoder layers ran in the first step, recomputation included.
+        layer_runs: how often each of its decoder layers, by number, ran in the first step, recomputation included.
     """
 
     dp_rank: int
@@ -55,7 +57,7 @@ class RankResult:
     weights: dict[str, torch.Tensor]
     held_share: float
     gathered_chunks: int
-    layer_runs: int
+    layer_runs: dict[int, int]
 
 
 def boost(run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | None = None) -> Boosted:
@@ -68,8 +70,7 @@ def boost(run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | N
         _spoil_gradients(model, fault)
     else:
         model = empty_model(small_run.model_config(norm, num_layers))
-    if run.model.gradient_checkpoint:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model, run.model.recomputed_share)
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
     boosted = Boosted(run, model, groups, small_run.weights(model))
     if fault and not before:
@@ -79,7 +80,15 @@ def boost(run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | N
 
 def _spoil_gradients(module: torch.nn.Module, fault: str) -> None:
     for name, parameter in module.named_parameters():
-        parameter.register_hook(lambda gradient, name=name: FAULTS[fault](name, gradient))
+        if isinstance(parameter, DTensor):  # FSDP puts the gradient there itself, past autograd's hooks
+
+            def spoil_shard(parameter: DTensor, name: str = name) -> None:
+                gradient = parameter.grad.to_local()
+                gradient.copy_(FAULTS[fault](name, gradient))
+
+            parameter.register_post_accumulate_grad_hook(spoil_shard)
+        else:
+            parameter.register_hook(lambda gradient, name=name: FAULTS[fault](name, gradient))
 
 
 def gathered(boosted: Boosted, key: str = "param") -> dict[str, torch.Tensor]:
@@ -105,13 +114,13 @@ def train(
     losses, grad_norms = [], []
     batches = small_run.batches(run, boosted.grid.dp_rank, boosted.grid.dp_size)
     first_rows: list[list[int]] = []
-    runs, layer_runs = _count_layer_runs(boosted), 0
+    runs, layer_runs = _count_layer_runs(boosted), {}
     for step in islice(batches, num_steps):
         boosted.set_learning_rate(run.optimizer.lr)
         share = boosted.forward_backward(step)
         losses += sum_over_ranks([share], boosted.device)
         if not first_rows:
-            layer_runs = len(runs)
+            layer_runs = dict(runs)
             first_rows = step.micro_batches[0]["input_ids"].tolist()
             gradients = {name: gradient for name, gradient in boosted.state.gradients() if gradient is not None}
         grad_norms.append(boosted.optimizer_step().grad_norm)
@@ -134,10 +143,10 @@ def _own_layers(boosted: Boosted) -> list[LlamaDytDecoderLayer]:
     return [layer for layer in boosted.module.model.layers if isinstance(layer, LlamaDytDecoderLayer)]
 
 
-def _count_layer_runs(boosted: Boosted) -> list[None]:
-    runs: list[None] = []
+def _count_layer_runs(boosted: Boosted) -> Counter[int]:
+    runs: Counter[int] = Counter()
     for layer in _own_layers(boosted):
-        layer.self_attn.register_forward_pre_hook(lambda *_: runs.append(None))
+        layer.self_attn.register_forward_pre_hook(lambda attention, _: runs.update([attention.layer_idx]))
     return runs
 
 

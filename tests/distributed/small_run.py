@@ -52,6 +52,13 @@ class Layout:
         return self.booster.data_parallel_size(self.world_size)
 
     @property
+    def cuts(self) -> int:
+        """How many ranks share one copy of Adam's moments."""
+        if capability(self.plugin, "cpu").fully_sharded:
+            return self.booster.shard_ranks(self.world_size)
+        return self.tp * self.pp * (1 if zero_stage(self.plugin, "cpu", self.zero) == 0 else self.dp)
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """What the engine trains in here, fp32 first where it is among them."""
         can = capability(self.plugin, "cpu")
@@ -74,6 +81,12 @@ def hybrid(world_size: int, tp: int = 1, pp: int = 1, zero: int = 0, **flags: An
 
 LAYOUTS = [
     *(Layout(plugin, size) for plugin in ("zero2", "zero2_cpu", "gemini", "gemini_auto") for size in (1, 2)),
+    Layout("zero1", 2),
+    Layout("ddp", 2),
+    Layout("fsdp", 1),
+    Layout("fsdp", 2),
+    Layout("fsdp_cpu", 2),
+    Layout("hsdp", 4, flags=(("shard_size", 2),)),
     hybrid(1),
     hybrid(2),
     hybrid(2, zero=1),

@@ -13,6 +13,9 @@ LAYOUTS = [
     Layout("zero2_cpu", 2),
     Layout("gemini", 2),
     Layout("gemini_auto", 2),
+    Layout("zero1", 2),
+    Layout("fsdp", 2),
+    Layout("hsdp", 4, flags=(("shard_size", 2),)),
     hybrid(2),
     hybrid(2, zero=1),
     hybrid(2, tp=2),
@@ -57,7 +60,7 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale(pool, layout: Layout):
 
 def test_a_skipped_step_leaves_no_gradient_behind(pool):
     """After an overflow, the next step's norm is that of its own gradients alone, also when accumulating."""
-    for layout in (Layout("zero2", 2), Layout("gemini", 2)):
+    for layout in (Layout("zero2", 2), Layout("gemini", 2), Layout("fsdp", 2)):
         (trace, _), *_ = pool(2).run(
             training_cases.overflow,
             layout=layout,

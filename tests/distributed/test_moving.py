@@ -27,6 +27,7 @@ LAYOUTS = {
         hybrid(2, tp=2),
         hybrid(2, pp=2),
         hybrid(4, tp=2, pp=2),
+        Layout("fsdp", 2),
         hybrid(1),
     )
 }

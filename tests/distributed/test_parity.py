@@ -126,9 +126,8 @@ def test_data_parallel_ranks_read_different_rows_and_the_others_the_same(first_s
 def test_every_rank_holds_its_share_alone(first_step, layout: Layout):
     """Equal results would prove little of a booster that kept all of it everywhere."""
     results = first_step(layout)
-    cuts = layout.tp * layout.pp * (1 if layout.zero == 0 else layout.dp)
     # Replicated norms, padding and whole chunks make shares uneven.
-    assert max(result.held_share for result in results) == pytest.approx(1 / cuts, rel=0.2)
+    assert max(result.held_share for result in results) == pytest.approx(1 / layout.cuts, rel=0.2)
     assert sum(result.gathered_chunks for result in results) == 0
 
 
@@ -146,6 +145,7 @@ def test_masters_start_as_the_unrounded_weights(first_step, layout: Layout):
         (Layout("zero2", 2), "fp32"),
         (Layout("zero2", 2), "bf16"),
         (Layout("gemini", 2), "bf16"),
+        (Layout("fsdp", 2), "fp32"),
         (hybrid(2, tp=2), "fp32"),
         (hybrid(2, pp=2), "fp32"),
     ],
@@ -169,20 +169,27 @@ def test_losses_alone_do_not_notice_halved_gradients(pool):
 
 @pytest.mark.parametrize(
     ("layout", "precision"),
-    [(Layout("zero2", 2), "fp32"), (Layout("gemini", 2), "bf16"), (hybrid(2, tp=2), "fp32"), (hybrid(2, pp=2), "fp32")],
+    [
+        (Layout("zero2", 2), "fp32"),
+        (Layout("gemini", 2), "bf16"),
+        (Layout("fsdp", 2), "fp32"),
+        (hybrid(2, tp=2), "fp32"),
+        (hybrid(2, pp=2), "fp32"),
+    ],
     ids=str,
 )
-def test_gradient_checkpointing_changes_nothing(pool, layout: Layout, precision: str):
-    kept, recomputed = (
-        pool(layout.world_size).run(
-            cases.train, layout=layout, precision=precision, num_steps=1, gradient_checkpoint=checkpoint
-        )
-        for checkpoint in (False, True)
+def test_recomputing_layers_run_twice_and_change_nothing(pool, layout: Layout, precision: str):
+    kept, whole, half = (
+        pool(layout.world_size).run(cases.train, layout=layout, precision=precision, num_steps=1, **flags)
+        for flags in ({}, {"gradient_checkpoint": True}, {"selective_checkpointing": 0.5})
     )
-    assert [result.layer_runs for result in recomputed] == [2 * result.layer_runs for result in kept]
-    gradients = merged(recomputed, "gradients")
-    for name, gradient in merged(kept, "gradients").items():
-        assert torch.equal(gradient, gradients[name]), name
+    assert {layer for result in kept for layer in result.layer_runs} == {0, 1, 2, 3}
+    for recomputed, chosen in ((whole, {0, 1, 2, 3}), (half, {0, 2})):
+        for result, before in zip(recomputed, kept):
+            assert result.layer_runs == {k: n * (2 if k in chosen else 1) for k, n in before.layer_runs.items()}
+        gradients = merged(recomputed, "gradients")
+        for name, gradient in merged(kept, "gradients").items():
+            assert torch.equal(gradient, gradients[name]), name
 
 
 @pytest.mark.parametrize("layout", [Layout("zero2", 2), hybrid(4, tp=2, pp=2)], ids=str)

@@ -14,6 +14,7 @@ pytestmark = [
 
 PRECISIONS = [("zero2", "fp32"), ("zero2", "bf16"), ("zero2_cpu", "bf16"), ("hybrid_parallel", "bf16")]
 PRECISIONS += [("gemini", "bf16"), ("gemini", "fp16"), ("gemini_auto", "bf16")]
+PRECISIONS += [("zero1", "bf16"), ("ddp", "bf16"), ("fsdp", "fp32"), ("fsdp", "fp16"), ("fsdp_cpu", "bf16")]
 
 
 def losses(folder, plugin, precision, env=None):

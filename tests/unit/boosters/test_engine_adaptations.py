@@ -17,11 +17,12 @@ from llama_dyt.boosters.launch import ProcessEnvironment, launch
 
 launch(seed=0, environment=ProcessEnvironment())
 from llama_dyt.boosters.boosted import Boosted
+from llama_dyt.config.capabilities import PLUGINS
 from llama_dyt.models import empty_model
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import small_run
 
-for plugin in ("gemini", "gemini_auto", "zero2", "zero2_cpu", "hybrid_parallel"):
+for plugin in PLUGINS:
     run = small_run.run_config(small_run.Layout(plugin, 1), "bf16")
     model = empty_model(small_run.model_config())
     boosted = Boosted(run, model, parameter_groups(model, 0.1, decay_all=True), small_run.weights(model))

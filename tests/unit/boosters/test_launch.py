@@ -25,6 +25,14 @@ def test_slurms_variables_are_read_and_two_jobs_get_two_ports():
     assert first.launcher == "srun"
 
 
+def test_the_processes_of_a_machine_are_known_where_the_launcher_tells():
+    torchrun = {"RANK": "3", "WORLD_SIZE": "16"}
+    assert read_environment(torchrun).local_world_size is None
+    assert read_environment({**torchrun, "LOCAL_WORLD_SIZE": "8"}).local_world_size == 8
+    slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "16", "SLURM_NODELIST": "a", "SLURM_NTASKS_PER_NODE": "4"}
+    assert read_environment(slurm).local_world_size == 4
+
+
 def test_an_interactive_slurm_shell_of_one_task_is_a_world_of_one():
     assert read_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}).world_size == 1
 

@@ -89,6 +89,13 @@ def test_layers_need_not_divide_over_stages_and_accumulation_feeds_the_pipeline(
         ({"plugin": "zero2", "tp": 2, "world_size": 2}, "no tensor parallelism; take --plugin hybrid_parallel"),
         ({"plugin": "gemini", "pp": 2, "world_size": 2}, "no pipeline parallelism"),
         ({"plugin": "gemini", "zero": 2}, "shards in its own way"),
+        ({"plugin": "fsdp", "zero": 2}, "--zero 2: --plugin fsdp shards in its own way; leave the flag out"),
+        ({"plugin": "fsdp", "tp": 2, "world_size": 2}, "--plugin fsdp has no tensor parallelism"),
+        ({"plugin": "fsdp", "shard_size": 2, "world_size": 4}, "no effect with --plugin fsdp; leave it out, or take"),
+        ({"plugin": "hsdp", "shard_size": 4, "world_size": 6}, "does not divide the 6 processes; give a number that"),
+        ({"plugin": "hsdp", "shard_size": 2, "world_size": 1}, "does not divide the 1 process; give a number that"),
+        ({"plugin": "zero1", "zero": 2}, "--zero 2: --plugin zero1 has stage 1"),
+        ({"plugin": "ddp", "zero": 1}, "--zero 1: --plugin ddp has stage 0"),
         ({"plugin": "zero2", "zero": 1}, "--zero 1: --plugin zero2 has stage 2"),
         ({"plugin": "zero2", "shard_param_frac": 0.5}, "no effect with --plugin zero2"),
         ({"plugin": "gemini_auto", "offload_optim_frac": 1}, "no effect with --plugin gemini_auto"),
@@ -102,9 +109,37 @@ def test_what_a_plugin_cannot_do_is_told(flags, expected):
 
 
 def test_fp32_and_offload_are_accepted_where_they_exist():
-    for plugin in ("zero2", "zero2_cpu", "hybrid_parallel"):
+    for plugin in ("zero1", "zero2", "zero2_cpu", "hybrid_parallel", "ddp", "fsdp", "fsdp_cpu", "hsdp"):
         assert problems_of(plugin=plugin, mixed_precision="fp32") == []
     assert problems_of(plugin="gemini", offload_optim_frac=1, offload_param_frac=0.5) == []
+
+
+def test_recomputation_is_asked_for_once():
+    (problem,) = problems_of(plugin="zero2", gradient_checkpoint=True, selective_checkpointing=0)
+    assert "contradicts --selective_checkpointing 0" in problem
+    assert problems_of(plugin="zero2", gradient_checkpoint=True, selective_checkpointing="1/3") == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "share"),
+    [
+        ({}, 0),
+        ({"gradient_checkpoint": True}, 1),
+        ({"selective_checkpointing": "1/3"}, 1 / 3),
+        ({"gradient_checkpoint": True, "selective_checkpointing": 0.5}, 0.5),
+        ({"selective_checkpointing": 0}, 0),
+    ],
+)
+def test_the_share_of_layers_that_recompute(flags, share):
+    assert RunConfig.build("pretrain", **flags).model.recomputed_share == share
+
+
+def test_hsdp_shares_a_copy_within_a_machine_unless_told():
+    booster = RunConfig.build("pretrain", plugin="hsdp").booster
+    assert booster.shard_ranks(64, 8) == 8
+    assert booster.shard_ranks(64) == 64
+    assert replace(booster, shard_size=16).shard_ranks(64, 8) == 16
+    assert replace(booster, plugin="fsdp").shard_ranks(64, 8) == 64
 
 
 def test_messages_follow_the_table(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 
 import llama_dyt
 from llama_dyt.config import KINDS, RunConfig
+from llama_dyt.config.capabilities import PLUGINS
 from llama_dyt.config.cli import build_parser, parse, read
 from llama_dyt.config.run import all_options
 from llama_dyt.errors import ConfigurationError
@@ -66,7 +67,7 @@ def test_short_forms_of_benchmark_mean_what_they_mean_there():
 
 def test_benchmarks_documented_values_are_accepted_for_every_plugin():
     fractions = shlex.split("--shard_param_frac 1 --offload_optim_frac 0 --offload_param_frac 0 --tp 1 --pp 1 --mbs 1")
-    for plugin in ("gemini", "gemini_auto", "zero2", "zero2_cpu", "hybrid_parallel"):
+    for plugin in PLUGINS:
         parse("benchmark", ["-p", plugin, *fractions], world_size=1, device="cpu")
     run = parse("benchmark", ["-p", "gemini_auto", "-m", "40000"], world_size=1, device="cpu")
     assert run.booster.memory_limit == 40000
@@ -92,6 +93,7 @@ def test_finetune_has_no_size_and_no_short_warmup():
         ("--no-decay_all_parameters", lambda run: not run.optimizer.decay_all_parameters),
         ("--no_decay_all_parameters", lambda run: not run.optimizer.decay_all_parameters),
         ("--no-decay-all-parameters", lambda run: not run.optimizer.decay_all_parameters),
+        ("--selective_checkpointing=1/4", lambda run: run.model.selective_checkpointing == 0.25),
         ("--max_steps=none", lambda run: run.run.max_steps is None),
         ("--plugin=3D", lambda run: run.booster.plugin == "hybrid_parallel"),
     ],
@@ -136,12 +138,14 @@ def test_absent_config_file_is_a_problem():
         (["-lr", "3e-4"], "unknown flag '-lr': did you mean '--lr'?"),
         (["-z"], "unknown flag '-z'"),
         (["--num_steps", "3"], "--num_steps is a flag of benchmark.py, not of pretrain.py"),
-        (["-p", "zero3"], "--plugin: unknown plugin 'zero3': did you mean 'zero2'?"),
+        (["-p", "zero3"], "--plugin: unknown plugin 'zero3': did you mean 'zero1'?"),
         (["-c", "8bb"], "--config: unknown model size '8bb': did you mean '8b'?"),
         (["-x", "fp8"], "--mixed_precision: unknown mixed_precision 'fp8' (known: fp16, bf16, fp32)"),
         (["--norm", "dty"], "did you mean 'dyt'?"),
         (["-b", "two"], "--batch_size: 'two' is not a whole number"),
         (["--lr", "fast"], "--lr: 'fast' is not a number"),
+        (["--selective_checkpointing", "1/0"], "--selective_checkpointing: '1/0' is not a number"),
+        (["--selective_checkpointing", "5/4"], "--selective_checkpointing 1.25: give at most 1"),
         (["--lr"], "--lr: needs a number"),
         (["--lr", "-1e-4"], "--lr -0.0001: give more than 0"),
         (["-w", "-1E-4"], "--weight_decay -0.0001: give 0 or more"),

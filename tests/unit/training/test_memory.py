@@ -33,6 +33,21 @@ def test_offloading_moves_the_optimizer_to_the_host():
     assert estimate.host == pytest.approx(12 * PARAMETERS / 8)
 
 
+def test_fsdp_divides_fp32_shards_over_all_and_hsdp_over_a_copys_ranks():
+    assert states(8, plugin="fsdp", mixed_precision="bf16") == pytest.approx(16 * PARAMETERS / 8)
+    assert states(8, plugin="hsdp", shard_size=4, mixed_precision="bf16") == pytest.approx(16 * PARAMETERS / 4)
+    offloaded = estimate_memory(RunConfig.build(plugin="fsdp_cpu", mixed_precision="bf16"), CONFIG, PARAMETERS, 8)
+    assert offloaded.host == pytest.approx(16 * PARAMETERS / 8)
+
+
+def test_fsdp_keeps_whole_gradients_while_it_accumulates():
+    once, twice = (
+        estimate_memory(RunConfig.build(plugin="fsdp", gradient_accumulation_steps=n), CONFIG, PARAMETERS, 8)
+        for n in (1, 2)
+    )
+    assert twice.gradients == 8 * once.gradients == 4 * PARAMETERS
+
+
 def test_tensor_and_pipeline_parallelism_divide_the_model():
     whole = states(1, plugin="hybrid_parallel", mixed_precision="bf16")
     cut = states(8, plugin="hybrid_parallel", mixed_precision="bf16", tp=4, pp=2, batch_size=4)
@@ -42,4 +57,8 @@ def test_tensor_and_pipeline_parallelism_divide_the_model():
 def test_activation_checkpointing_needs_a_fraction_of_the_activations():
     plain = estimate_memory(RunConfig.build(plugin="zero2", batch_size=8), CONFIG, PARAMETERS, 8).activations
     run = RunConfig.build(plugin="zero2", batch_size=8, gradient_checkpoint=True)
-    assert estimate_memory(run, CONFIG, PARAMETERS, 8).activations < 0.2 * plain
+    whole = estimate_memory(run, CONFIG, PARAMETERS, 8).activations
+    assert whole < 0.2 * plain
+    run = RunConfig.build(plugin="zero2", batch_size=8, selective_checkpointing=0.5)
+    half = estimate_memory(run, CONFIG, PARAMETERS, 8).activations
+    assert half == pytest.approx((whole + plain) / 2, rel=0.05)

@@ -30,9 +30,11 @@ def test_matmul_parameters_are_all_but_embedding_norms_and_scale(size):
 def test_recomputation_counts_in_hardware_flops_alone():
     config = build_config("llama2_7b")
     model = model_flops_per_token(config, 4096)
-    assert hardware_flops_per_token(config, 4096, gradient_checkpoint=False) == model
-    ratio = hardware_flops_per_token(config, 4096, gradient_checkpoint=True) / model
-    assert 1.32 < ratio < 4 / 3  # a third more, less the head, which is not recomputed
+    assert hardware_flops_per_token(config, 4096, recomputed_share=0) == model
+    whole = hardware_flops_per_token(config, 4096, recomputed_share=1)
+    assert 1.32 < whole / model < 4 / 3  # a third more, less the head, which is not recomputed
+    half = hardware_flops_per_token(config, 4096, recomputed_share=0.5)
+    assert half - model == pytest.approx((whole - model) / 2)
 
 
 def test_colossal_ais_published_line_is_reproduced_by_its_own_formula():
