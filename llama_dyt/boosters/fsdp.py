@@ -91,21 +91,20 @@ class FsdpPlugin(Plugin):
 
     @contextmanager
     def no_sync(self, model: nn.Module, optimizer: OptimizerWrapper) -> Iterator[None]:
-        """Keep a micro batch's gradients from the other ranks; they are added up until a backward outside of this.
+        """Keep a micro batch's gradients from the other copies of the model, until a backward outside of this.
 
-        In fp32, on every rank: with one copy of the model whole gradients, with several its shard of them (then only
-        the sum over the copies waits, which is the one that crosses machines).
+        Each rank adds up its fp32 shard of them; only the sum over the copies waits, the one that crosses machines.
+        Within a copy every micro batch is summed: held back, whole gradients would stand on every rank.
         """
         root: FSDPModule = model.unwrap()
-        hold_back = root.set_requires_all_reduce if self.replicated else root.set_requires_gradient_sync
-        hold_back(False)
+        root.set_requires_all_reduce(False)
         try:
             yield
         finally:
-            hold_back(True)
+            root.set_requires_all_reduce(True)
 
     def support_no_sync(self) -> bool:
-        return not self.cpu_offload  # whole gradients on the device are what offloading is there to avoid
+        return self.replicated
 
     def supported_devices(self) -> list[str]:
         return ["cuda", "cpu"]
