@@ -105,8 +105,12 @@ def apply_compat() -> None:
     _silence_engine_noise()
 
     from .adam import register_adam_kernels
+    from .sequence import mend_sums_of_slices
+    from .zero_bubble import mend_zero_bubble
 
     register_adam_kernels()
+    mend_sums_of_slices()
+    mend_zero_bubble()
 
 
 def _mend_pipeline_backend_check() -> None:
