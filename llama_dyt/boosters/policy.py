@@ -229,6 +229,15 @@ class DecoderPolicy(Policy):
             held += [getattr(self._decoder(), self.family.final_norm), getattr(self.model, self.family.head)]
         return held
 
+    def get_shared_params(self) -> list[dict[int, torch.Tensor]]:
+        """A head tied to the embedding is on two stages: the engine sums its gradients over them."""
+        embedding = getattr(self._decoder(), self.family.embedding).weight
+        head = getattr(self.model, self.family.head).weight
+        manager = self.pipeline_stage_manager
+        if manager is None or manager.use_zbv or embedding is not head:
+            return []
+        return [{0: embedding, manager.num_stages - 1: head}]
+
     def _decoder(self) -> nn.Module:
         return getattr(self.model, self.family.decoder)
 

@@ -60,16 +60,18 @@ class RankResult:
     layer_runs: dict[int, int]
 
 
-def boost(run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | None = None) -> Boosted:
+def boost(
+    run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | None = None, tied: bool = False
+) -> Boosted:
     """The small model under the run's plugin; `fault` spoils its gradients before anything reads them."""
     # Gemini's hooks take the gradient away, so ours must be there first; the others give parameters memory and cut
     # them, so there they must come after.
     before = run.booster.plugin.startswith("gemini")
     if fault and before:
-        model = small_run.small_model(norm, num_layers)
+        model = small_run.small_model(norm, num_layers, tied=tied)
         _spoil_gradients(model, fault)
     else:
-        model = empty_model(small_run.model_config(norm, num_layers))
+        model = empty_model(small_run.model_config(norm, num_layers, tied))
     recompute_activations(model, run.model.recomputed_share)
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
     boosted = Boosted(run, model, groups, small_run.weights(model))
@@ -104,11 +106,12 @@ def train(
     norm: str = "dyt",
     num_steps: int = 10,
     fault: str | None = None,
+    tied: bool = False,
     **flags: Any,
 ) -> RankResult:
     """Train the small run boosted."""
     run = small_run.run_config(layout, precision, accumulation, **flags)
-    boosted = boost(run, norm, fault=fault)
+    boosted = boost(run, norm, fault=fault, tied=tied)
     start = gathered(boosted)
     gradients: dict[str, torch.Tensor] = {}
     losses, grad_norms = [], []

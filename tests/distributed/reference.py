@@ -36,14 +36,14 @@ class Trajectory:
 
 
 @cache
-def train(norm: str = "dyt", precision: str = "fp32", num_steps: int = 10) -> Trajectory:
+def train(norm: str = "dyt", precision: str = "fp32", num_steps: int = 10, tied: bool = False) -> Trajectory:
     """Train the small run in one process.
 
     Args:
         precision: "fp32"; or "bf16" or "fp16" for a copy of the model in it that computes the gradients, while fp32
             weights are kept and updated. The distance between the two is the noise of half precision itself.
     """
-    model = small_run.small_model(norm)
+    model = small_run.small_model(norm, tied=tied)
     worker = model if precision == "fp32" else copy.deepcopy(model).to(HALF[precision])
     # fp16 gradients as small as these would vanish; a power of two changes nothing else.
     scale = 2.0**16 if precision == "fp16" else 1.0
