@@ -28,8 +28,15 @@ from llama_dyt.models.loss import IGNORE_INDEX, shift_labels
 from llama_dyt.models.partition import VOCABULARY_MULTIPLE, padded_vocabulary
 
 from .materialize import materialize
+from .parallel_linear import (
+    DeferredRowLinear,
+    WholeInputColumnLinear,
+    WholeInputHead,
+    gather_input,
+    sum_input_gradient,
+)
 from .pipeline import stage_forward
-from .sequence import WholeInputColumnLinear, cut_input, gather_input, spread_attention, sum_gradients_of_slices
+from .sequence import cut_input, spread_attention, sum_gradients_of_slices
 from .zero_bubble import DeferredGradientLinear
 
 
@@ -72,6 +79,8 @@ class DecoderPolicy(Policy):
     def postprocess(self) -> nn.Module:
         device = self.device or get_accelerator().get_current_device()
         materialize(self.model, device, self.dtype)
+        if self._blocks_see_to_inputs:
+            self._see_to_inputs()
         if self._mode == "split_gather":
             self._cut_between_linears()
         elif self._mode == "all_to_all":
@@ -80,10 +89,9 @@ class DecoderPolicy(Policy):
 
     def module_policy(self) -> dict[type[nn.Module], ModulePolicyDescription]:
         layer, decoder, model = (ModulePolicyDescription(sub_module_replacement=[]) for _ in range(3))
-        zero_bubble = self.pipeline_stage_manager is not None and self.pipeline_stage_manager.use_zbv
         if self.shard_config.enable_tensor_parallelism:
-            self._cut_weights(layer, decoder, model, use_zbv=zero_bubble)
-        elif zero_bubble:
+            self._cut_weights(layer, decoder, model, use_zbv=self._zero_bubble)
+        elif self._zero_bubble:
             # Linear layers that leave their weights' gradients for the schedule's bubbles.
             names = (*self.family.column_parallel, *self.family.row_parallel)
             layer.sub_module_replacement += [_replacement(name, DeferredGradientLinear) for name in names]
@@ -103,20 +111,36 @@ class DecoderPolicy(Policy):
         model: ModulePolicyDescription,
         use_zbv: bool,
     ) -> None:
-        family, cuts_sequences = self.family, self._mode == "split_gather"
-        column = WholeInputColumnLinear if cuts_sequences else Linear1D_Col
+        family, mode = self.family, self._mode if self._mode == "split_gather" else None
+        column, head = Linear1D_Col, VocabParallelLMHead1D
+        if self._blocks_see_to_inputs:
+            column, head = WholeInputColumnLinear, WholeInputHead
+        row = DeferredRowLinear if use_zbv else Linear1D_Row
         layer.sub_module_replacement += [
-            _replacement(name, column, use_zbv=use_zbv) for name in family.column_parallel
-        ] + [
-            _replacement(name, Linear1D_Row, use_zbv=use_zbv, seq_parallel_mode=self._mode if cuts_sequences else None)
-            for name in family.row_parallel
+            *(_replacement(name, column, use_zbv=use_zbv) for name in family.column_parallel),
+            *(_replacement(name, row, use_zbv=use_zbv, seq_parallel_mode=mode) for name in family.row_parallel),
         ]
         vocabulary = {"make_vocab_size_divisible_by": VOCABULARY_MULTIPLE}
         decoder.sub_module_replacement += [_replacement(family.embedding, VocabParallelScaledEmbedding, **vocabulary)]
-        head = "split_gather" if cuts_sequences else None
-        model.sub_module_replacement += [
-            _replacement(family.head, VocabParallelLMHead1D, use_zbv=use_zbv, seq_parallel_mode=head, **vocabulary)
-        ]
+        model.sub_module_replacement += [_replacement(family.head, head, use_zbv=use_zbv, **vocabulary)]
+
+    @property
+    def _zero_bubble(self) -> bool:
+        return self.pipeline_stage_manager is not None and self.pipeline_stage_manager.use_zbv
+
+    @property
+    def _blocks_see_to_inputs(self) -> bool:
+        """Whether attention, MLP and head prepare what their column-parallel layers share, see `parallel_linear.py`."""
+        return self.shard_config.enable_tensor_parallelism and (self._mode == "split_gather" or self._zero_bubble)
+
+    def _see_to_inputs(self) -> None:
+        group = self.shard_config.tensor_parallel_process_group
+        prepare = gather_input if self._mode == "split_gather" else sum_input_gradient
+        for layer in self._held_layers():
+            for block in {name.partition(".")[0] for name in self.family.column_parallel}:
+                prepare(getattr(layer, block), group)
+        if self._holds_last:
+            prepare(getattr(self.model, self.family.head), group)
 
     def _loss(self):
         """The model's loss, fp32 throughout, over what this rank has of the logits and of the labels.
@@ -155,12 +179,9 @@ class DecoderPolicy(Policy):
     def _cut_between_linears(self) -> None:
         """split_gather: hidden states are whole inside attention, MLP, embedding and head, and slices in between."""
         family, group = self.family, self.shard_config.tensor_parallel_process_group
-        decoder, held = self._decoder(), self._held_layers()
         if self._holds_first:
             cut_input(self._layers()[0], group)
-        for layer in held:
-            for block in {name.partition(".")[0] for name in (*family.column_parallel, *family.row_parallel)}:
-                gather_input(getattr(layer, block), group)
+        for layer in self._held_layers():
             for norm in family.layer_norms:
                 sum_gradients_of_slices(getattr(layer, norm))
             for name in family.row_parallel:  # its bias is added to a slice
@@ -168,7 +189,7 @@ class DecoderPolicy(Policy):
                 if bias is not None:
                     sum_gradients_of_slices(nn.ParameterList([bias]))
         if self._holds_last:
-            sum_gradients_of_slices(getattr(decoder, family.final_norm))
+            sum_gradients_of_slices(getattr(self._decoder(), family.final_norm))
 
     def _spread_attention(self) -> None:
         """all_to_all: slices everywhere, but for attention, which sees whole sequences of some heads."""

@@ -2,7 +2,7 @@
 
 `split_gather` works over the tensor-parallel ranks. Between the split linear layers each of them would hold the same
 hidden states; here each holds a slice of them, gathered before a block's first linear layers and scattered, already
-summed, after its last.
+summed, after its last (`parallel_linear.py`).
 
 `all_to_all` (Ulysses, arXiv 2309.14509) has ranks of its own. Every layer works on a slice alone, but for attention,
 which must see whole sequences: before it, ranks trade slices of all heads for whole sequences of some heads, and
@@ -19,12 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelZeroOptimizer
-from colossalai.shardformer.layer import Linear1D_Col
-from colossalai.shardformer.layer._operation import (
-    gather_forward_reducescatter_backward,
-    linear_with_grad_accum,
-    split_forward_gather_backward,
-)
+from colossalai.shardformer.layer._operation import split_forward_gather_backward
 from colossalai.shardformer.layer.utils import SeqParallelUtils
 from torch import nn
 from transformers import PreTrainedConfig
@@ -33,47 +28,19 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from llama_dyt.models.loss import shift_labels
 
+from .parallel_linear import LENGTH
+
 ALL_TO_ALL = "llama_dyt_all_to_all"
 """The name of our attention function in transformers' registry."""
-
-_LENGTH = 1
-"""The dimension of hidden states (batch, length, hidden size) that is cut."""
 
 
 # --- split_gather ------------------------------------------------------------------------------------------------
 
 
-class WholeInputColumnLinear(Linear1D_Col):
-    """Column-parallel linear layer whose input was gathered, and whose input gradient is summed, by what feeds it.
-
-    Upstream `Linear1D_Col` in split_gather mode gathers its own input, so q, k and v gather the same tensor three
-    times and each keep a copy for the backward pass, out of gradient checkpointing's reach.
-    """
-
-    @staticmethod
-    def from_native_module(module: nn.Linear, process_group: Any, **kwargs: Any) -> nn.Module:
-        parallel = Linear1D_Col.from_native_module(module, process_group, **kwargs)
-        parallel.__class__ = WholeInputColumnLinear
-        return parallel
-
-    def forward(self, input_: torch.Tensor) -> torch.Tensor:
-        return linear_with_grad_accum(input_, self.weight, self.bias, False, use_zbv=self.use_zbv)
-
-
 def cut_input(module: nn.Module, group: dist.ProcessGroup) -> None:
     """Let a module see this rank's slice of the hidden states that it is given, its first argument."""
     module.register_forward_pre_hook(
-        lambda _, inputs: (split_forward_gather_backward(inputs[0], _LENGTH, group), *inputs[1:])
-    )
-
-
-def gather_input(module: nn.Module, group: dist.ProcessGroup) -> None:
-    """Let a module see the whole of the hidden states of which it is given this rank's slice, its first argument.
-
-    In the backward pass each rank's share of their gradient is summed and cut again.
-    """
-    module.register_forward_pre_hook(
-        lambda _, inputs: (gather_forward_reducescatter_backward(inputs[0], group, _LENGTH), *inputs[1:])
+        lambda _, inputs: (split_forward_gather_backward(inputs[0], LENGTH, group), *inputs[1:])
     )
 
 

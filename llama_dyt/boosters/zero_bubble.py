@@ -14,10 +14,46 @@ from colossalai.amp.naive_amp.mixed_precision_mixin import FP16MixedPrecisionMix
 from colossalai.pipeline.schedule.v_schedule import PipelineGraph, ScheduledNode
 from colossalai.pipeline.schedule.zero_bubble_pp import ZeroBubbleVPipeScheduler
 from colossalai.pipeline.weight_grad_store import WeightGradStore
-from colossalai.shardformer.layer._operation import linear_with_grad_accum
 from torch import nn
+from torch.nn import functional as F
 
 from llama_dyt.config.run import RunConfig
+
+
+class _DeferredLinear(torch.autograd.Function):
+    """A linear map whose weight's gradient is put into the engine's store, for the schedule to compute it later.
+
+    Upstream's functions put the weight there as the backward pass finds it saved, which under gradient checkpointing is
+    another tensor over the same memory: the gradient went nowhere. This one remembers the parameter itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input_: torch.Tensor, weight: nn.Parameter, bias: nn.Parameter | None) -> torch.Tensor:
+        ctx.save_for_backward(input_, weight)
+        ctx.parameter, ctx.has_bias = weight, bias is not None
+        return F.linear(input_, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        input_, weight = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        WeightGradStore.put(input_.reshape(-1, input_.shape[-1]), flat, ctx.parameter, _weight_gradient)
+        return gradient.matmul(weight), None, flat.sum(0) if ctx.has_bias else None
+
+
+@torch.no_grad()  # the store calls it outside the backward pass, with inputs that have a graph behind them
+def _weight_gradient(
+    input_: torch.Tensor, gradient: torch.Tensor, add_to: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """What the store calls; with `add_to`, what earlier micro batches left. Upstream's own function without apex's
+    kernel returns a gradient then too, which the store drops."""
+    if add_to is None:
+        return gradient.t().matmul(input_)
+    add_to.addmm_(gradient.t(), input_)
+
+
+deferred_linear = _DeferredLinear.apply
+"""(input (..., I), weight (O, I), bias (O,) or None) → (..., O), as `torch.nn.functional.linear`."""
 
 
 class DeferredGradientLinear(nn.Linear):
@@ -33,7 +69,7 @@ class DeferredGradientLinear(nn.Linear):
         return module
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return linear_with_grad_accum(input, self.weight, self.bias, False, use_zbv=True)
+        return deferred_linear(input, self.weight, self.bias)
 
 
 def zero_bubble_schedule(run: RunConfig) -> list[list[ScheduledNode]]:
@@ -60,7 +96,6 @@ def zero_bubble_schedule(run: RunConfig) -> list[list[ScheduledNode]]:
 
 def mend_zero_bubble() -> None:
     """Adapt the engine's schedule, once a process."""
-    _add_up_weight_gradients()
     _scale_the_loss()
     _forget_transfers_of_earlier_steps()
 
@@ -76,23 +111,6 @@ def _forget_transfers_of_earlier_steps() -> None:
         return upstream(self, *args, **kwargs)
 
     ZeroBubbleVPipeScheduler.run_forward_backward = run_forward_backward
-
-
-def _add_up_weight_gradients() -> None:
-    """Upstream `WeightGradStore.pop` adds up gradients only through apex's fused kernel; without it what the function
-    returns is dropped for every micro batch but the first."""
-
-    @classmethod
-    def pop(cls, chunk: int = 0) -> None:
-        for total_input, grad_output, weight, compute in cls.weight_grad_queue[chunk].get_nowait():
-            if weight.grad is None:
-                weight.grad = compute(total_input, grad_output)
-                continue
-            gradient = compute(total_input, grad_output, weight.grad)
-            if gradient is not None:  # the fused kernel adds in place, and returns nothing
-                weight.grad.add_(gradient)
-
-    WeightGradStore.pop = pop
 
 
 def _scale_the_loss() -> None:

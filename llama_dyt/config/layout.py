@@ -40,14 +40,14 @@ def pipeline_problems(run: RunConfig, size: Size | None) -> Iterator[str]:
         return
     # InterleavedSchedule.load_batch and ZeroBubbleVPipeScheduler.load_batch assert it.
     count = run.micro_batches_a_step
-    if count % booster.pp:
+    if count % booster.pp and count > booster.pp and run.data.batch_size % booster.micro_batch_size == 0:
         steps = run.optimizer.gradient_accumulation_steps
         yield (
             f"--batch_size {run.data.batch_size} times --gradient_accumulation_steps {steps} in micro batches of "
             f"{booster.micro_batch_size} makes {count}; {style} needs a multiple of the --pp {booster.pp} stages"
         )
     parts = booster.pp * booster.model_chunks
-    if size is not None and size.num_layers < parts:
+    if size is not None and booster.pp <= size.num_layers < parts:
         yield (
             f"{style} cuts the model's {size.num_layers} layers into --pp {booster.pp} times {booster.model_chunks} "
             f"chunks; make them {size.num_layers} or fewer, or take --pp_style 1f1b"

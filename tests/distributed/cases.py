@@ -29,6 +29,8 @@ FAULTS = {
     "negate alpha": lambda name, gradient: -gradient if name.endswith("alpha") else gradient,
 }
 """Ways to spoil a gradient, to see that the parity test would notice."""
+UNSUMMED = "leave gradients of slices unsummed"
+"""The fault of split_gather: no sum over the ranks for what they computed on slices of the sequences."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ def boost(
     recompute_activations(model, run.model.recomputed_share)
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
     boosted = Boosted(run, model, groups, small_run.weights(model))
-    if fault and not before:
+    if fault == UNSUMMED:
+        for parameter in boosted.module.parameters():
+            parameter.partial_derived = False
+    elif fault and not before:
         _spoil_gradients(boosted.module, fault)
     return boosted
 
@@ -167,7 +172,8 @@ def _gathered_chunks(boosted: Boosted) -> int:
 
 
 def rope_at(layout: Layout, position: int) -> list[dict[str, torch.Tensor]]:
-    """cos and sin of a position as every attention layer of this rank got them, in a bf16 step that reaches it."""
+    """cos and sin of a position as every attention layer of this rank got them, in a bf16 step that reaches it; nothing
+    from ranks whose slice of the sequences it is not in."""
     rows = layout.pp  # the engine wants a micro batch for every stage
     run = small_run.run_config(layout, "bf16", max_length=position + 1, batch_size=rows, mbs=1)
     boosted = boost(run, num_layers=2)
@@ -175,7 +181,9 @@ def rope_at(layout: Layout, position: int) -> list[dict[str, torch.Tensor]]:
 
     def look(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         cos, sin = kwargs["position_embeddings"]
-        arrived.append({"cos": cos[0, position].clone(), "sin": sin[0, position].clone()})
+        place = position - boosted.grid.sp_rank * cos.shape[1]
+        if 0 <= place < cos.shape[1]:
+            arrived.append({"cos": cos[0, place].clone(), "sin": sin[0, place].clone()})
 
     for layer in _own_layers(boosted):
         layer.self_attn.register_forward_pre_hook(look, with_kwargs=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -104,13 +105,13 @@ def distances(values: dict[str, torch.Tensor], reference: dict[str, torch.Tensor
     return {kind: distance(values[kind], reference[kind]) for kind in reference}
 
 
-def gradient_noise(norm: str, precision: str) -> dict[str, float]:
+def gradient_noise(precision: str, **model: Any) -> dict[str, float]:
     """How far half precision alone moves the gradient of each kind of parameter.
 
     An alpha or scale has one number a site, a sum over all that passes it, whose rounding errors cancel by luck. So the
     worst of these kinds stands for all of them.
     """
-    noise = distances(train(norm, precision).gradients, train(norm).gradients)
+    noise = distances(train(precision=precision, **model).gradients, train(**model).gradients)
     scalars = [kind for kind in noise if kind.endswith((".alpha", ".scale"))]
     worst = max((noise[kind] for kind in scalars), default=0.0)
     return noise | dict.fromkeys(scalars, worst)
