@@ -20,7 +20,8 @@ def make_batches(plan: Plan, dp_rank: int, dp_size: int, position: dict | None) 
         position,
         seed=run.run.seed,
         task=run.data.task_name,
-        pad_to_max_length=run.booster.pp > 1,  # stages exchange tensors of one shape
+        # Stages exchange tensors of one shape, and what cuts sequences must be able to divide them.
+        pad_to_max_length=run.booster.pp > 1 or run.booster.sequence_parallelism is not None,
         skip_bad_lines=run.data.skip_bad_lines,
     )
 

@@ -28,6 +28,7 @@ from .materialize import WORKING_DTYPES, materialize
 from .pipeline import micro_batch_loss
 from .plugins import build_plugin
 from .scaler import LossScaler
+from .sequence import cut_batch
 from .state import ShardedState
 
 
@@ -88,7 +89,7 @@ class Boosted:
 
         Each micro batch's loss is its summed token loss over the label tokens of the *global* batch, so that every
         token weighs the same however tokens and padding fall on ranks and micro batches. The engine averages over
-        data-parallel ranks, hence the factor `dp_size`.
+        the ranks that see other tokens, hence the factor `averaged_over`.
 
         Returns:
             This rank's share of the global batch's mean token loss: a detached fp32 scalar on the compute device.
@@ -96,11 +97,11 @@ class Boosted:
         """
         if self.grid.pp_size > 1:
             return self._pipeline_forward_backward(step)
-        denominator = step.num_label_tokens / self.grid.dp_size
+        denominator = step.num_label_tokens / self.grid.averaged_over
         total = torch.zeros((), device=self.device)
         last = len(step.micro_batches) - 1
         for index, micro_batch in enumerate(step.micro_batches):
-            inputs = self._to_device(micro_batch)
+            inputs = cut_batch(self._to_device(micro_batch), self.grid.sp_rank, self.grid.sp_size)
             with self._gradient_sync(index == last):
                 loss = self.model(**inputs, use_cache=False, num_items_in_batch=denominator).loss
                 self._booster.backward(loss, self.optimizer)
@@ -110,7 +111,7 @@ class Boosted:
     @property
     def _replicas(self) -> int:
         """How many ranks report a share of the same loss, times the factor put in for the engine's averaging."""
-        return self.grid.dp_size * self.grid.tp_size
+        return self.grid.averaged_over * self.grid.tp_size
 
     def _gradient_sync(self, last: bool):
         """Hold back the gradient reduction until the last micro batch, where the plugin can."""
@@ -120,17 +121,17 @@ class Boosted:
         return self._booster.no_sync(self.model, self.optimizer)
 
     def _pipeline_forward_backward(self, step: StepBatch) -> torch.Tensor:
-        """All micro batches go through the pipeline as one schedule; only the last stage knows the loss."""
+        """All micro batches go through the pipeline as one schedule; the ranks that hold the head know the loss."""
         batch = {
             key: torch.cat([micro_batch[key] for micro_batch in step.micro_batches]).to(self.device)
             for key in step.micro_batches[0]
         }
-        num_micro_batches = len(batch["input_ids"]) // self.run.booster.micro_batch_size
-        denominator = step.num_label_tokens / (self.grid.dp_size * num_micro_batches)
+        batch = cut_batch(batch, self.grid.sp_rank, self.grid.sp_size)
+        denominator = step.num_label_tokens / (self.grid.averaged_over * self.run.micro_batches_a_step)
         outputs = self._booster.execute_pipeline(
             iter([batch]), self.model, micro_batch_loss(self.module, denominator), self.optimizer, return_loss=True
         )
-        loss = outputs["loss"] if self.grid.is_last_stage else None
+        loss = outputs["loss"]
         return (loss if loss is not None else torch.zeros((), device=self.device)) / self._replicas
 
     def _to_device(self, micro_batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

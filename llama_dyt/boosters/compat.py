@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
+import re
 import sys
 import types
 import warnings
@@ -105,8 +107,12 @@ def apply_compat() -> None:
     _silence_engine_noise()
 
     from .adam import register_adam_kernels
+    from .sequence import mend_sums_of_slices
+    from .zero_bubble import mend_zero_bubble
 
     register_adam_kernels()
+    mend_sums_of_slices()
+    mend_zero_bubble()
 
 
 def _mend_pipeline_backend_check() -> None:
@@ -184,5 +190,9 @@ def _silence_engine_noise() -> None:
     warnings.filterwarnings("ignore", message="`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)`")
     # `pipeline.p2p` asks pytree for its leaves in a way that torch is about to drop.
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    # `HybridParallelPlugin.__init__` asks every zbv run for checkpointing without reentry, which all runs here have;
+    # its logger puts the line's place in a record of its own.
+    unasked = re.compile(r"must set the use_reentrant to False|hybrid_parallel_plugin\.py:\d+ __init__$")
+    logging.getLogger("colossalai").addFilter(lambda record: not unasked.search(record.getMessage()))
     # `MemStatsCollector.finish_collection` prints a count on every rank; a `print` of the module's own shadows it.
     memstats_collector.print = lambda *args, **kwargs: None

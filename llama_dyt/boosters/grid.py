@@ -14,8 +14,9 @@ import torch.distributed as dist
 class Grid:
     """Coordinates of this process. Groups are None where the axis has size 1 or is the whole world.
 
-    Ranks that differ only in tensor or pipeline coordinate read the same data; ranks that differ in the data-parallel
-    coordinate read different data.
+    Ranks that differ only in tensor, pipeline or sequence coordinate read the same data; ranks that differ in the
+    data-parallel coordinate read different data. The sequence axis is that of all_to_all; split_gather has none, it
+    works over the tensor axis.
     """
 
     dp_rank: int
@@ -24,21 +25,20 @@ class Grid:
     tp_size: int = 1
     pp_rank: int = 0
     pp_size: int = 1
+    sp_rank: int = 0
+    sp_size: int = 1
     tp_group: dist.ProcessGroup | None = None
     pp_group: dist.ProcessGroup | None = None
 
     @property
     def is_writer(self) -> bool:
         """True on the one process of each pipeline stage that writes this stage's parameters."""
-        return self.dp_rank == 0 and self.tp_rank == 0
+        return self.dp_rank == 0 and self.tp_rank == 0 and self.sp_rank == 0
 
     @property
-    def is_first_stage(self) -> bool:
-        return self.pp_rank == 0
-
-    @property
-    def is_last_stage(self) -> bool:
-        return self.pp_rank == self.pp_size - 1
+    def averaged_over(self) -> int:
+        """How many ranks the engine averages a gradient over: all that see other tokens."""
+        return self.dp_size * self.sp_size
 
 
 def grid_of(plugin) -> Grid:
@@ -52,6 +52,8 @@ def grid_of(plugin) -> Grid:
             tp_size=mesh.size(plugin.tp_axis),
             pp_rank=mesh.coordinate(plugin.pp_axis),
             pp_size=mesh.size(plugin.pp_axis),
+            sp_rank=mesh.coordinate(plugin.sp_axis),
+            sp_size=mesh.size(plugin.sp_axis),
             tp_group=plugin.tp_group if mesh.size(plugin.tp_axis) > 1 else None,
             pp_group=plugin.pp_group if mesh.size(plugin.pp_axis) > 1 else None,
         )

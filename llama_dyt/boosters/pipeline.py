@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ def stage_forward(
     stage_manager: Any,
     input_ids: torch.Tensor,
     hidden_states: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    stage_index: Sequence[int] | None = None,
     **_: Any,
 ) -> dict[str, torch.Tensor]:
     """Forward of one stage of a causal decoder.
@@ -25,19 +28,24 @@ def stage_forward(
         family: where its parts are.
         stage_manager: the engine's PipelineStageManager, with `stage_indices` set by the policy.
         input_ids: (B, S) int64; every stage gets the micro batch, only the first embeds it.
-        hidden_states: (B, S, H), what the previous stage sent; None on the first stage.
+        hidden_states: (B, S, H), what the previous stage sent; None on the first stage. Under split_gather it is a
+            slice of S, between stages too.
+        position_ids: (B, S); None counts from 0.
+        stage_index: first and last + 1 of the layers to run, for the chunk whose turn it is; None where a stage has but
+            one chunk. The stage manager then also tells of that chunk whether it is the first or the last.
 
     Returns:
-        {"hidden_states": (B, S, H)} to send on, or {"logits": (B, S, vocabulary or this rank's part)} on the last.
+        {"hidden_states": as above} to send on, or {"logits": (B, S, vocabulary or this rank's part)} on the last.
 
     No attention mask crosses the stages: batches are packed or padded on the right, where causal attention needs none.
     """
     decoder = getattr(model, family.decoder)
     if stage_manager.is_first_stage():
         hidden_states = getattr(decoder, family.embedding)(input_ids)
-    position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device).unsqueeze(0)
+    if position_ids is None:
+        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
     position_embeddings = getattr(decoder, family.rotary)(hidden_states, position_ids)
-    start, end = stage_manager.stage_indices
+    start, end = stage_index if stage_index is not None else stage_manager.stage_indices
     for layer in getattr(decoder, family.layers)[start:end]:
         hidden_states = layer(
             hidden_states, attention_mask=None, position_ids=position_ids, position_embeddings=position_embeddings

@@ -45,11 +45,19 @@ def _zero2_cpu(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
 
 def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
     from .policy import DecoderPolicy
+    from .zero_bubble import zero_bubble_schedule
 
     settings = run.booster
+    mode = settings.sequence_parallelism
     return HybridParallelPlugin(
         tp_size=settings.tp,
         pp_size=settings.pp,
+        sp_size=settings.sequence_ranks,
+        enable_sequence_parallelism=mode is not None,
+        sequence_parallelism_mode=mode,
+        pp_style=settings.pp_style,
+        num_model_chunks=settings.model_chunks,
+        scheduler_nodes=zero_bubble_schedule(run) if settings.pp_style == "zbv" else None,
         zero_stage=zero_stage(settings.plugin, device_type(), settings.zero),
         precision=settings.mixed_precision,
         microbatch_size=settings.micro_batch_size if settings.pp > 1 else None,

@@ -1,8 +1,9 @@
 """One Shardformer policy for the HuggingFace decoder shape, driven by `models/families.py`.
 
 Transformers 5 decoders infer head counts from the projections' width, so tensor parallelism only replaces linears, the
-embedding, the head and the loss; the pipeline only replaces the top-level forward. What must hold under every booster
-(fp32 loss, fp32 RoPE, DyT itself) lives in the model classes, because the engine runs policies only where it shards.
+embedding, the head and the loss; the pipeline only replaces the top-level forward; sequence parallelism puts hooks at
+the edges of attention and MLP. What must hold under every booster (fp32 loss, fp32 RoPE, DyT itself) lives in the model
+classes, because the engine runs policies only where it shards.
 """
 
 from __future__ import annotations
@@ -11,17 +12,32 @@ from typing import Any
 
 import torch
 from colossalai.accelerator import get_accelerator
-from colossalai.shardformer.layer import Linear1D_Col, Linear1D_Row, VocabParallelEmbedding1D, VocabParallelLMHead1D
+from colossalai.shardformer.layer import (
+    Linear1D_Col,
+    Linear1D_Row,
+    VocabParallelEmbedding1D,
+    VocabParallelLMHead1D,
+)
 from colossalai.shardformer.layer.loss import cross_entropy_1d
 from colossalai.shardformer.policies.base_policy import ModulePolicyDescription, Policy, SubModuleReplacementDescription
 from torch import nn
+from torch.nn import functional as F
 
 from llama_dyt.models.families import Family
 from llama_dyt.models.loss import IGNORE_INDEX, shift_labels
 from llama_dyt.models.partition import VOCABULARY_MULTIPLE, padded_vocabulary
 
 from .materialize import materialize
+from .parallel_linear import (
+    DeferredRowLinear,
+    WholeInputColumnLinear,
+    WholeInputHead,
+    gather_input,
+    sum_input_gradient,
+)
 from .pipeline import stage_forward
+from .sequence import cut_input, spread_attention, sum_gradients_of_slices
+from .zero_bubble import DeferredGradientLinear
 
 
 class VocabParallelScaledEmbedding(VocabParallelEmbedding1D):
@@ -63,56 +79,185 @@ class DecoderPolicy(Policy):
     def postprocess(self) -> nn.Module:
         device = self.device or get_accelerator().get_current_device()
         materialize(self.model, device, self.dtype)
+        if self._blocks_see_to_inputs:
+            self._see_to_inputs()
+        if self._mode == "split_gather":
+            self._cut_between_linears()
+        elif self._mode == "all_to_all":
+            self._spread_attention()
         return self.model
 
     def module_policy(self) -> dict[type[nn.Module], ModulePolicyDescription]:
-        policy: dict[type[nn.Module], ModulePolicyDescription] = {}
-        decoder, model_class = self._decoder(), type(self.model)
+        layer, decoder, model = (ModulePolicyDescription(sub_module_replacement=[]) for _ in range(3))
         if self.shard_config.enable_tensor_parallelism:
-            linears = [(name, Linear1D_Col) for name in self.family.column_parallel]
-            linears += [(name, Linear1D_Row) for name in self.family.row_parallel]
-            vocabulary = {"make_vocab_size_divisible_by": VOCABULARY_MULTIPLE}
-            policy[type(self._layers()[0])] = ModulePolicyDescription(
-                sub_module_replacement=[SubModuleReplacementDescription(name, kind) for name, kind in linears]
-            )
-            policy[type(decoder)] = ModulePolicyDescription(
-                sub_module_replacement=[
-                    SubModuleReplacementDescription(self.family.embedding, VocabParallelScaledEmbedding, vocabulary)
-                ]
-            )
-            policy[model_class] = ModulePolicyDescription(
-                attribute_replacement={"loss_function": self._vocabulary_parallel_loss()},
-                sub_module_replacement=[
-                    SubModuleReplacementDescription(self.family.head, VocabParallelLMHead1D, vocabulary)
-                ],
-            )
+            self._cut_weights(layer, decoder, model, use_zbv=self._zero_bubble)
+        elif self._zero_bubble:
+            # Linear layers that leave their weights' gradients for the schedule's bubbles.
+            names = (*self.family.column_parallel, *self.family.row_parallel)
+            layer.sub_module_replacement += [_replacement(name, DeferredGradientLinear) for name in names]
+            model.sub_module_replacement += [_replacement(self.family.head, DeferredGradientLinear)]
+        if self.shard_config.enable_tensor_parallelism or self._mode == "all_to_all":
+            model.attribute_replacement = {"loss_function": self._loss()}
         if self.pipeline_stage_manager is not None:
-            family, manager = self.family, self.pipeline_stage_manager
-            layers = manager.distribute_layers(len(self._layers()))
-            manager.stage_indices = manager.get_stage_index(layers)  # the schedules read it from there
+            model.method_replacement = {"forward": self._stage_forward()}
+        return {type(self._layers()[0]): layer, type(self._decoder()): decoder, type(self.model): model}
 
-            def forward(model: nn.Module, **inputs: Any) -> dict[str, torch.Tensor]:
-                return stage_forward(model, family, manager, **inputs)
+    # --- tensor parallelism ----------------------------------------------------------------------------------------
 
-            description = policy.setdefault(model_class, ModulePolicyDescription())
-            description.method_replacement = {"forward": forward}
-        return policy
+    def _cut_weights(
+        self,
+        layer: ModulePolicyDescription,
+        decoder: ModulePolicyDescription,
+        model: ModulePolicyDescription,
+        use_zbv: bool,
+    ) -> None:
+        family, mode = self.family, self._mode if self._mode == "split_gather" else None
+        column, head = Linear1D_Col, VocabParallelLMHead1D
+        if self._blocks_see_to_inputs:
+            column, head = WholeInputColumnLinear, WholeInputHead
+        row = DeferredRowLinear if use_zbv else Linear1D_Row
+        layer.sub_module_replacement += [
+            *(_replacement(name, column, use_zbv=use_zbv) for name in family.column_parallel),
+            *(_replacement(name, row, use_zbv=use_zbv, seq_parallel_mode=mode) for name in family.row_parallel),
+        ]
+        vocabulary = {"make_vocab_size_divisible_by": VOCABULARY_MULTIPLE}
+        decoder.sub_module_replacement += [_replacement(family.embedding, VocabParallelScaledEmbedding, **vocabulary)]
+        model.sub_module_replacement += [_replacement(family.head, head, use_zbv=use_zbv, **vocabulary)]
 
-    def _vocabulary_parallel_loss(self):
-        """The model's loss over logits of which this rank holds a slice of the vocabulary; fp32 throughout."""
+    @property
+    def _zero_bubble(self) -> bool:
+        return self.pipeline_stage_manager is not None and self.pipeline_stage_manager.use_zbv
+
+    @property
+    def _blocks_see_to_inputs(self) -> bool:
+        """Whether attention, MLP and head prepare what their column-parallel layers share, see `parallel_linear.py`."""
+        return self.shard_config.enable_tensor_parallelism and (self._mode == "split_gather" or self._zero_bubble)
+
+    def _see_to_inputs(self) -> None:
         group = self.shard_config.tensor_parallel_process_group
-        vocabulary = padded_vocabulary(self.model.config.vocab_size, self.shard_config.tensor_parallel_size)
+        prepare = gather_input if self._mode == "split_gather" else sum_input_gradient
+        for layer in self._held_layers():
+            for block in {name.partition(".")[0] for name in self.family.column_parallel}:
+                prepare(getattr(layer, block), group)
+        if self._holds_last:
+            prepare(getattr(self.model, self.family.head), group)
 
-        def loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: float | None = None):
-            targets = shift_labels(labels).contiguous()
-            total = cross_entropy_1d(
+    def _loss(self):
+        """The model's loss, fp32 throughout, over what this rank has of the logits and of the labels.
+
+        Tensor parallelism leaves it a slice of the vocabulary; all_to_all a slice of the positions, with labels that
+        were shifted before they were cut.
+        """
+        shift = (lambda labels: labels) if self._mode == "all_to_all" else shift_labels
+        group = self.shard_config.tensor_parallel_process_group
+        size = self.shard_config.tensor_parallel_size
+        vocabulary = padded_vocabulary(self.model.config.vocab_size, size)
+
+        def total_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            if size == 1:
+                flat = logits.float().view(-1, logits.shape[-1])
+                return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+            return cross_entropy_1d(
                 logits.float(), targets, process_group=group, vocab_size=vocabulary, dtype=torch.float32, mode="sum"
             )
+
+        def loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: float | None = None):
+            targets = shift(labels).contiguous()
             if num_items_in_batch is None:
                 num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
-            return total / num_items_in_batch  # > 0: the trainer counts at least one
+            return total_of(logits, targets) / num_items_in_batch  # > 0: the trainer counts at least one
 
         return loss
+
+    # --- sequence parallelism --------------------------------------------------------------------------------------
+
+    @property
+    def _mode(self) -> str | None:
+        """The mode of sequence parallelism; None without."""
+        return self.shard_config.sequence_parallelism_mode if self.shard_config.enable_sequence_parallelism else None
+
+    def _cut_between_linears(self) -> None:
+        """split_gather: hidden states are whole inside attention, MLP, embedding and head, and slices in between."""
+        family, group = self.family, self.shard_config.tensor_parallel_process_group
+        if self._holds_first:
+            cut_input(self._layers()[0], group)
+        for layer in self._held_layers():
+            for norm in family.layer_norms:
+                sum_gradients_of_slices(getattr(layer, norm))
+            for name in family.row_parallel:  # its bias is added to a slice
+                bias = layer.get_submodule(name).bias
+                if bias is not None:
+                    sum_gradients_of_slices(nn.ParameterList([bias]))
+        if self._holds_last:
+            sum_gradients_of_slices(getattr(self._decoder(), family.final_norm))
+
+    def _spread_attention(self) -> None:
+        """all_to_all: slices everywhere, but for attention, which sees whole sequences of some heads."""
+        config, tp_size = self.model.config, self.shard_config.tensor_parallel_size
+        for layer in self._held_layers():
+            spread_attention(
+                getattr(layer, self.family.attention),
+                self.shard_config.sequence_parallel_process_group,
+                query_heads=config.num_attention_heads // tp_size,
+                key_heads=config.num_key_value_heads // tp_size,
+            )
+
+    # --- pipeline --------------------------------------------------------------------------------------------------
+
+    def _stage_forward(self):
+        family, manager = self.family, self.pipeline_stage_manager
+        manager.stage_indices = self._stage_indices()  # the schedules read it from there
+
+        def forward(model: nn.Module, **inputs: Any) -> dict[str, torch.Tensor]:
+            return stage_forward(model, family, manager, **inputs)
+
+        return forward
+
+    def _stage_indices(self) -> Any:
+        """(first, last + 1) of the layers this stage holds, or a list of them where it holds several chunks."""
+        manager = self.pipeline_stage_manager
+        return manager.get_stage_index(manager.distribute_layers(len(self._layers())))
+
+    @property
+    def _holds_first(self) -> bool:
+        """Whether this rank holds the embedding and the first layer."""
+        manager = self.pipeline_stage_manager
+        return manager is None or manager.is_first_stage(ignore_chunk=True)
+
+    @property
+    def _holds_last(self) -> bool:
+        """Whether this rank holds the final norm and the head: the last stage, or the first at both ends of a V."""
+        manager = self.pipeline_stage_manager
+        if manager is None:
+            return True
+        return (
+            manager.is_first_stage(ignore_chunk=True) if manager.use_zbv else manager.is_last_stage(ignore_chunk=True)
+        )
+
+    def _held_layers(self) -> list[nn.Module]:
+        layers = list(self._layers())
+        if self.pipeline_stage_manager is None:
+            return layers
+        indices = self._stage_indices()
+        chunks = indices if self.pipeline_stage_manager.is_interleave else [indices]
+        return [layer for start, end in chunks for layer in layers[start:end]]
+
+    def get_held_layers(self) -> list[nn.Module]:
+        held = self._held_layers()
+        if self._holds_first:
+            held.append(getattr(self._decoder(), self.family.embedding))
+        if self._holds_last:
+            held += [getattr(self._decoder(), self.family.final_norm), getattr(self.model, self.family.head)]
+        return held
+
+    def get_shared_params(self) -> list[dict[int, torch.Tensor]]:
+        """A head tied to the embedding is on two stages: the engine sums its gradients over them."""
+        embedding = getattr(self._decoder(), self.family.embedding).weight
+        head = getattr(self.model, self.family.head).weight
+        manager = self.pipeline_stage_manager
+        if manager is None or manager.use_zbv or embedding is not head:
+            return []
+        return [{0: embedding, manager.num_stages - 1: head}]
 
     def _decoder(self) -> nn.Module:
         return getattr(self.model, self.family.decoder)
@@ -120,12 +265,6 @@ class DecoderPolicy(Policy):
     def _layers(self) -> nn.ModuleList:
         return getattr(self._decoder(), self.family.layers)
 
-    def get_held_layers(self) -> list[nn.Module]:
-        manager, decoder, layers = self.pipeline_stage_manager, self._decoder(), self._layers()
-        start, end = manager.get_stage_index(manager.distribute_layers(len(layers)))
-        held = list(layers[start:end])
-        if manager.is_first_stage():
-            held.append(getattr(decoder, self.family.embedding))
-        if manager.is_last_stage():
-            held += [getattr(decoder, self.family.final_norm), getattr(self.model, self.family.head)]
-        return held
+
+def _replacement(name: str, kind: type[nn.Module], **options: Any) -> SubModuleReplacementDescription:
+    return SubModuleReplacementDescription(name, kind, options)

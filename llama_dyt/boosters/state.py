@@ -27,7 +27,7 @@ class ShardedState:
 
     A parameter may be cut along one dimension over the tensor-parallel group (and padded there, for a vocabulary), its
     master and moments flattened, padded and cut again over the data-parallel group by ZeRO, and held by one pipeline
-    stage alone.
+    stage alone; but for a head tied to the embedding, of which the last stage has a copy that nobody else reads.
     """
 
     def __init__(
@@ -40,9 +40,11 @@ class ShardedState:
         self._scaler = scaler
         local = {name: parameter for name, parameter in module.named_parameters() if name in shapes}
         self._parameters = {name: local[name] for name in shapes if name in local}
+        self._copies = _tied_copies(module, shapes)
+        self._parameters |= self._copies
 
     def sizes(self) -> dict[str, int]:
-        return {name: 4 * self._shapes[name].numel() for name in self._parameters}
+        return {name: 4 * self._shapes[name].numel() for name in self._parameters if name not in self._copies}
 
     # --- where a parameter's master and moments live -------------------------------------------------------------
 
@@ -142,7 +144,8 @@ class ShardedState:
                         self._optimizer.optim.state[master][key] = value.clone().view(master.shape)
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        for name, parameter in self._parameters.items():
+        for name in self.sizes():
+            parameter = self._parameters[name]
             if isinstance(self._optimizer, LowLevelZeroOptimizer):
                 gradient = self._optimizer.get_param_grad(parameter)
             else:
@@ -155,6 +158,12 @@ class ShardedState:
 
     def set_optimizer_steps(self, steps: int) -> None:
         set_adam_steps(self._optimizer.optim, steps)
+
+
+def _tied_copies(module: nn.Module, shapes: dict[str, torch.Size]) -> dict[str, nn.Parameter]:
+    """Parameters of this stage that a whole model has by another name, by that name: {the embedding's: the head's}."""
+    tied = getattr(module, "all_tied_weights_keys", None) or {}
+    return {tied[name]: held for name, held in module.named_parameters() if name not in shapes and name in tied}
 
 
 def _cut_dimension(parameter: nn.Parameter) -> int | None:

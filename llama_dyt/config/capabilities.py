@@ -28,6 +28,7 @@ class Capability:
         offload: how model data may leave the device.
         compile: layers may be compiled before boosting (Gemini's tensor hooks cannot be traced).
         tensor_parallel, pipeline_parallel: --tp, --pp above 1.
+        sequence_parallel: the values of --sp_mode it accepts.
         zero_stages: the values of --zero it accepts; empty where the plugin shards in a way of its own.
         default_zero_stage: the stage when --zero is left out; None as above.
         pipeline_zero_stages: the stages it accepts when --pp is above 1.
@@ -45,6 +46,7 @@ class Capability:
     compile: bool = True
     tensor_parallel: bool = False
     pipeline_parallel: bool = False
+    sequence_parallel: tuple[str, ...] = ()
     zero_stages: tuple[int, ...] = ()
     default_zero_stage: int | None = None
     pipeline_zero_stages: tuple[int, ...] = ()
@@ -67,6 +69,7 @@ _ZERO2_CPU = replace(_ZERO2, offload="always")
 _HYBRID = Capability(
     tensor_parallel=True,
     pipeline_parallel=True,
+    sequence_parallel=("all_to_all", "split_gather"),
     zero_stages=(0, 1, 2),
     default_zero_stage=0,
     pipeline_zero_stages=(0, 1),

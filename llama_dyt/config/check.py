@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llama_dyt.config.capabilities import Capability, capability, plugins_able, zero_stage
+from llama_dyt.config.layout import pipeline_problems, sequence_problems
 from llama_dyt.config.run import RunConfig, all_options
 from llama_dyt.config.sizes import Size, read_size
 from llama_dyt.errors import ConfigurationError
@@ -50,6 +51,8 @@ def collect_problems(run: RunConfig, world_size: int | None = None, device: str 
                 "pip install -r requirements-cuda.txt, or leave the flag out"
             )
     problems += _layout_problems(run, size, world_size)
+    problems += pipeline_problems(run, size)
+    problems += sequence_problems(run, size)
     problems += _length_problems(run)
     problems += _path_problems(run)
     return problems
@@ -221,11 +224,13 @@ def _memory_problems(run: RunConfig, can: Capability, plugin: str) -> Iterator[s
 def _layout_problems(run: RunConfig, size: Size | None, world_size: int | None) -> Iterator[str]:
     """Whether ranks, heads, layers and batches can be divided as asked."""
     booster, batch_size = run.booster, run.data.batch_size
-    ranks = booster.tp * booster.pp
+    ranks = booster.ranks_a_replica
     if world_size is not None and world_size % ranks:
+        third = f" times --sp {booster.sp}" if booster.sequence_ranks > 1 else ""
+        smaller = "--tp, --pp or --sp" if third else "--tp or --pp"
         yield (
-            f"--tp {booster.tp} times --pp {booster.pp} is {ranks}, which does not divide the {world_size} "
-            f"process{'es' if world_size > 1 else ''}; launch a multiple of {ranks}, or make --tp or --pp smaller"
+            f"--tp {booster.tp} times --pp {booster.pp}{third} is {ranks}, which does not divide the {world_size} "
+            f"process{'es' if world_size > 1 else ''}; launch a multiple of {ranks}, or make {smaller} smaller"
         )
     if world_size is not None and booster.shard_size is not None and world_size % booster.shard_size:
         yield (

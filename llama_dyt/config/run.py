@@ -122,6 +122,11 @@ class RunConfig:
         ranks = self.booster.data_parallel_size(world_size)
         return self.data.batch_size * self.optimizer.gradient_accumulation_steps * ranks
 
+    @property
+    def micro_batches_a_step(self) -> int:
+        """Micro batches of --mbs sequences that one rank sends through a pipeline in one optimizer step."""
+        return self.data.batch_size * self.optimizer.gradient_accumulation_steps // self.booster.micro_batch_size
+
     def tokens_per_step(self, world_size: int) -> int:
         """Tokens in one optimizer step of all ranks together."""
         return self.sequences_per_step(world_size) * self.data.max_length

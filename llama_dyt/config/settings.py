@@ -202,6 +202,28 @@ class BoosterSettings:
     )
     tp: int = option(1, "Tensor-parallel size (hybrid_parallel).", at_least=1)
     pp: int = option(1, "Pipeline-parallel size (hybrid_parallel).", at_least=1)
+    pp_style: str = option(
+        "1f1b",
+        "Order of work in the pipeline. 1f1b: one forward, one backward; interleaved: every stage holds several chunks "
+        "of layers, for a smaller bubble and more transfers; zbv: zero bubble, two chunks a stage in the shape of a V.",
+        choices=("1f1b", "interleaved", "zbv"),
+    )
+    n_chunks: int | None = option(
+        None,
+        "Chunks of layers a stage holds with --pp_style interleaved; none is 2.",
+        spellings=("num_model_chunks",),
+        at_least=1,
+    )
+    sp: int = option(
+        1, "Sequence-parallel size: ranks that share each sequence (hybrid_parallel, all_to_all).", at_least=1
+    )
+    sp_mode: str | None = option(
+        None,
+        "Sequence parallelism. all_to_all (Ulysses): --sp ranks of their own, attention by heads; split_gather: the "
+        "--tp ranks, which cut between the linear layers what they would all hold. None takes all_to_all when --sp is "
+        "above 1. ring and ring_attn are left out, with the reason.",
+        choices=("all_to_all", "split_gather", "ring", "ring_attn"),
+    )
     zero: int | None = option(
         None,
         "ZeRO stage; none takes the plugin's own: 1 for zero1, 2 for zero2 and zero2_cpu, 0 for hybrid_parallel.",
@@ -246,9 +268,29 @@ class BoosterSettings:
     def micro_batch_size(self) -> int:
         return 1 if self.mbs is None else self.mbs
 
+    @property
+    def model_chunks(self) -> int:
+        """Chunks of layers a pipeline stage holds."""
+        return {"1f1b": 1, "interleaved": self.n_chunks or 2, "zbv": 2}[self.pp_style]
+
+    @property
+    def sequence_parallelism(self) -> str | None:
+        """The mode of sequence parallelism; None without."""
+        return self.sp_mode or ("all_to_all" if self.sp > 1 else None)
+
+    @property
+    def sequence_ranks(self) -> int:
+        """How many ranks beside the tensor-parallel ones share each sequence."""
+        return self.sp if self.sequence_parallelism == "all_to_all" else 1
+
+    @property
+    def ranks_a_replica(self) -> int:
+        """How many ranks work on the same data."""
+        return self.tp * self.pp * self.sequence_ranks
+
     def data_parallel_size(self, world_size: int) -> int:
         """How many ranks read different data."""
-        return world_size // (self.tp * self.pp)
+        return world_size // self.ranks_a_replica
 
     def shard_ranks(self, world_size: int, local_world_size: int | None = None) -> int:
         """How many ranks share one copy of the model under fsdp and hsdp.

@@ -37,7 +37,7 @@ def estimate_memory(run: RunConfig, config: PretrainedConfig, num_parameters: in
     """Estimate for one rank of `run` with `num_parameters` on `world_size` processes."""
     booster = run.booster
     working = _WORKING_BYTES[booster.mixed_precision]
-    dp = booster.data_parallel_size(world_size)
+    dp = booster.data_parallel_size(world_size) * booster.sequence_ranks  # ZeRO shards over both
     local = num_parameters / (booster.tp * booster.pp)
     activations = _activation_bytes(run, config, working)
 
@@ -94,6 +94,6 @@ def _activation_bytes(run: RunConfig, config: PretrainedConfig, working: int) ->
         kept += layer / booster.tp  # the one that is being recomputed
     sequences = booster.micro_batch_size if booster.pp > 1 else run.data.batch_size
     in_flight = booster.pp if booster.pp > 1 else 1
-    tokens = sequences * run.data.max_length
+    tokens = sequences * run.data.max_length / booster.sequence_ranks
     logits = tokens * config.vocab_size / booster.tp * (working + 4 + 4)  # half precision, fp32 copy, its gradient
     return tokens * in_flight * kept * working + logits

@@ -155,7 +155,10 @@ class Session:
     def description(self) -> str:
         """The run in one line: model, plugin, processes, tokens a step."""
         booster, world_size = self.run.booster, dist.get_world_size()
-        layout = f", tp {booster.tp} pp {booster.pp}" if booster.tp * booster.pp > 1 else ""
+        layout = f", tp {booster.tp} pp {booster.pp}" if booster.ranks_a_replica > 1 else ""
+        layout += f" {booster.pp_style}" if booster.pp_style != "1f1b" else ""
+        if booster.sequence_parallelism is not None:
+            layout += f" {booster.sequence_parallelism}" + (f" sp {booster.sp}" if booster.sequence_ranks > 1 else "")
         return (
             f"{self._model_in_words}, {booster.plugin} {booster.mixed_precision}{layout} on {world_size} "
             f"{self.plan.device} process{'es' if world_size > 1 else ''}, "

@@ -196,6 +196,7 @@ class Trainer:
             "data_parallel_size": grid.dp_size,
             "tensor_parallel_size": grid.tp_size,
             "pipeline_parallel_size": grid.pp_size,
+            "sequence_parallel_size": grid.sp_size,
             "plugin": self.boosted.run.booster.plugin,
             "mixed_precision": self.boosted.run.booster.mixed_precision,
             "rng": generators,

@@ -29,6 +29,8 @@ FAULTS = {
     "negate alpha": lambda name, gradient: -gradient if name.endswith("alpha") else gradient,
 }
 """Ways to spoil a gradient, to see that the parity test would notice."""
+UNSUMMED = "leave gradients of slices unsummed"
+"""The fault of split_gather: no sum over the ranks for what they computed on slices of the sequences."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,25 @@ class RankResult:
     layer_runs: dict[int, int]
 
 
-def boost(run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | None = None) -> Boosted:
+def boost(
+    run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | None = None, tied: bool = False
+) -> Boosted:
     """The small model under the run's plugin; `fault` spoils its gradients before anything reads them."""
     # Gemini's hooks take the gradient away, so ours must be there first; the others give parameters memory and cut
     # them, so there they must come after.
     before = run.booster.plugin.startswith("gemini")
     if fault and before:
-        model = small_run.small_model(norm, num_layers)
+        model = small_run.small_model(norm, num_layers, tied=tied)
         _spoil_gradients(model, fault)
     else:
-        model = empty_model(small_run.model_config(norm, num_layers))
+        model = empty_model(small_run.model_config(norm, num_layers, tied))
     recompute_activations(model, run.model.recomputed_share)
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
     boosted = Boosted(run, model, groups, small_run.weights(model))
-    if fault and not before:
+    if fault == UNSUMMED:
+        for parameter in boosted.module.parameters():
+            parameter.partial_derived = False
+    elif fault and not before:
         _spoil_gradients(boosted.module, fault)
     return boosted
 
@@ -104,11 +111,12 @@ def train(
     norm: str = "dyt",
     num_steps: int = 10,
     fault: str | None = None,
+    tied: bool = False,
     **flags: Any,
 ) -> RankResult:
     """Train the small run boosted."""
     run = small_run.run_config(layout, precision, accumulation, **flags)
-    boosted = boost(run, norm, fault=fault)
+    boosted = boost(run, norm, fault=fault, tied=tied)
     start = gathered(boosted)
     gradients: dict[str, torch.Tensor] = {}
     losses, grad_norms = [], []
@@ -164,7 +172,8 @@ def _gathered_chunks(boosted: Boosted) -> int:
 
 
 def rope_at(layout: Layout, position: int) -> list[dict[str, torch.Tensor]]:
-    """cos and sin of a position as every attention layer of this rank got them, in a bf16 step that reaches it."""
+    """cos and sin of a position as every attention layer of this rank got them, in a bf16 step that reaches it; nothing
+    from ranks whose slice of the sequences it is not in."""
     rows = layout.pp  # the engine wants a micro batch for every stage
     run = small_run.run_config(layout, "bf16", max_length=position + 1, batch_size=rows, mbs=1)
     boosted = boost(run, num_layers=2)
@@ -172,7 +181,9 @@ def rope_at(layout: Layout, position: int) -> list[dict[str, torch.Tensor]]:
 
     def look(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         cos, sin = kwargs["position_embeddings"]
-        arrived.append({"cos": cos[0, position].clone(), "sin": sin[0, position].clone()})
+        place = position - boosted.grid.sp_rank * cos.shape[1]
+        if 0 <= place < cos.shape[1]:
+            arrived.append({"cos": cos[0, place].clone(), "sin": sin[0, place].clone()})
 
     for layer in _own_layers(boosted):
         layer.self_attn.register_forward_pre_hook(look, with_kwargs=True)

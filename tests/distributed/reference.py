@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -36,14 +37,14 @@ class Trajectory:
 
 
 @cache
-def train(norm: str = "dyt", precision: str = "fp32", num_steps: int = 10) -> Trajectory:
+def train(norm: str = "dyt", precision: str = "fp32", num_steps: int = 10, tied: bool = False) -> Trajectory:
     """Train the small run in one process.
 
     Args:
         precision: "fp32"; or "bf16" or "fp16" for a copy of the model in it that computes the gradients, while fp32
             weights are kept and updated. The distance between the two is the noise of half precision itself.
     """
-    model = small_run.small_model(norm)
+    model = small_run.small_model(norm, tied=tied)
     worker = model if precision == "fp32" else copy.deepcopy(model).to(HALF[precision])
     # fp16 gradients as small as these would vanish; a power of two changes nothing else.
     scale = 2.0**16 if precision == "fp16" else 1.0
@@ -104,13 +105,13 @@ def distances(values: dict[str, torch.Tensor], reference: dict[str, torch.Tensor
     return {kind: distance(values[kind], reference[kind]) for kind in reference}
 
 
-def gradient_noise(norm: str, precision: str) -> dict[str, float]:
+def gradient_noise(precision: str, **model: Any) -> dict[str, float]:
     """How far half precision alone moves the gradient of each kind of parameter.
 
     An alpha or scale has one number a site, a sum over all that passes it, whose rounding errors cancel by luck. So the
     worst of these kinds stands for all of them.
     """
-    noise = distances(train(norm, precision).gradients, train(norm).gradients)
+    noise = distances(train(precision=precision, **model).gradients, train(**model).gradients)
     scalars = [kind for kind in noise if kind.endswith((".alpha", ".scale"))]
     worst = max((noise[kind] for kind in scalars), default=0.0)
     return noise | dict.fromkeys(scalars, worst)

@@ -56,7 +56,13 @@ class Layout:
         """How many ranks share one copy of Adam's moments."""
         if capability(self.plugin, "cpu").fully_sharded:
             return self.booster.shard_ranks(self.world_size)
-        return self.tp * self.pp * (1 if zero_stage(self.plugin, "cpu", self.zero) == 0 else self.dp)
+        data = 1 if zero_stage(self.plugin, "cpu", self.zero) == 0 else self.dp * self.slices
+        return self.tp * self.pp * data
+
+    @property
+    def slices(self) -> int:
+        """How many ranks share the sequences of one data-parallel rank."""
+        return self.booster.sequence_ranks
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -99,7 +105,7 @@ LAYOUTS = [
 ]
 
 
-def model_config(norm: str = "dyt", num_layers: int = 4) -> LlamaDytConfig:
+def model_config(norm: str = "dyt", num_layers: int = 4, tied: bool = False) -> LlamaDytConfig:
     return build_config(
         "15m",
         norm=norm,
@@ -109,13 +115,14 @@ def model_config(norm: str = "dyt", num_layers: int = 4) -> LlamaDytConfig:
         num_key_value_heads=2,
         intermediate_size=96,
         vocab_size=VOCAB_SIZE,
+        tie_word_embeddings=tied,
         max_position_embeddings=4096,
         initializer_range=0.1,  # at 0.02 the gradients of q and k are a millionth of the others, and prove nothing
     )
 
 
-def small_model(norm: str = "dyt", num_layers: int = 4, seed: int = SEED) -> LlamaDytForCausalLM:
-    return build_model(model_config(norm, num_layers), seed=seed)
+def small_model(norm: str = "dyt", num_layers: int = 4, seed: int = SEED, tied: bool = False) -> LlamaDytForCausalLM:
+    return build_model(model_config(norm, num_layers, tied), seed=seed)
 
 
 def weights(model: LlamaDytForCausalLM, seed: int = SEED) -> Read:

@@ -20,6 +20,8 @@ LAYOUTS = [
     hybrid(2, zero=1),
     hybrid(2, tp=2),
     hybrid(2, pp=2),
+    hybrid(2, pp=2, pp_style="zbv"),
+    hybrid(2, sp=2),
 ]
 AT = 2
 NUM_STEPS = 7

@@ -29,7 +29,7 @@ def _placed(pool, plugin: str, precision: str, **flags) -> dict:
 
 def gradient_errors(result: dict, precision: str) -> dict[str, float]:
     """By kind of parameter: distance of the gradient from fp32's, in units of what is allowed."""
-    noise = reference.gradient_noise("dyt", precision)
+    noise = reference.gradient_noise(precision)
     found = reference.distances(result["gradients"], reference.train().gradients)
     return {
         kind: error / (GRADIENT_FACTOR * max(noise[kind], SMALLEST_NOISE[precision])) for kind, error in found.items()

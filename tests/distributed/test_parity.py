@@ -6,6 +6,7 @@ optimizer sees them, and the comparison itself is tested with gradients that wer
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,25 @@ CASES = [
     if (accumulation == 2 or (layout.pp == 1 and precision != "fp16"))
     and (layout.world_size > 1 or precision == "fp32" or (precision, accumulation) == ("bf16", 2))
 ]
+CASES += [
+    # Sequence parallelism: both modes alone, over tensor parallelism, with fewer key and value heads (2) than ranks.
+    (hybrid(2, tp=2, sp_mode="split_gather"), "fp32", 1),
+    (hybrid(2, tp=2, sp_mode="split_gather"), "bf16", 2),
+    (hybrid(4, tp=2, zero=2, sp_mode="split_gather"), "bf16", 2),
+    (hybrid(2, sp=2), "fp32", 2),
+    (hybrid(2, sp=2), "bf16", 1),
+    (hybrid(4, tp=2, sp=2), "fp32", 1),
+    (hybrid(4, sp=4), "fp32", 1),
+    # The other pipelines: alone, over both kinds of sequence parallelism, over ZeRO.
+    (hybrid(2, pp=2, pp_style="interleaved"), "fp32", 2),
+    (hybrid(2, pp=2, pp_style="zbv"), "fp32", 2),
+    (hybrid(2, pp=2, pp_style="zbv"), "fp16", 2),
+    (hybrid(4, tp=2, pp=2, pp_style="interleaved", sp_mode="split_gather"), "fp32", 2),
+    (hybrid(4, tp=2, pp=2, pp_style="zbv", sp_mode="split_gather"), "fp32", 2),
+    (hybrid(4, pp=2, pp_style="zbv", sp=2), "fp32", 2),
+    (hybrid(4, pp=2, pp_style="zbv", zero=1), "bf16", 2),
+]
+SHARED = [*LAYOUTS, hybrid(4, sp=2, zero=1), hybrid(2, tp=2, sp_mode="split_gather")]
 
 
 def merged(results: list[cases.RankResult], field: str) -> dict[str, torch.Tensor]:
@@ -49,51 +69,51 @@ def within(measured: dict[str, float], bounds: dict[str, float], what: str) -> N
     assert not beyond, f"{what}, (distance, bound): {beyond}"
 
 
-def check_gradients(results: list[cases.RankResult], precision: str, norm: str = "dyt") -> None:
-    exact = reference.train(norm).gradients
+def check_gradients(results: list[cases.RankResult], precision: str, **model: Any) -> None:
+    exact = reference.train(**model).gradients
     gradients = merged(results, "gradients")
     assert set(gradients) == set(exact)
     measured = reference.distances(gradients, exact)
     if precision == "fp32":
         bounds = dict.fromkeys(measured, EXACT_GRADIENTS)
     else:
-        bounds = {kind: NOISE_FACTOR * noise for kind, noise in reference.gradient_noise(norm, precision).items()}
+        bounds = {kind: NOISE_FACTOR * noise for kind, noise in reference.gradient_noise(precision, **model).items()}
     within(measured, bounds, "gradients")
 
 
-def check_grad_norms(results: list[cases.RankResult], precision: str, norm: str = "dyt") -> None:
-    exact = np.array(reference.train(norm).grad_norms)
+def check_grad_norms(results: list[cases.RankResult], precision: str, **model: Any) -> None:
+    exact = np.array(reference.train(**model).grad_norms)
     bound = EXACT_NORMS
     if precision != "fp32":
-        bound = NOISE_FACTOR * np.max(np.abs(reference.train(norm, precision).grad_norms - exact) / exact)
+        bound = NOISE_FACTOR * np.max(np.abs(reference.train(precision=precision, **model).grad_norms - exact) / exact)
     for result in results:
         np.testing.assert_allclose(result.grad_norms, exact[: len(result.grad_norms)], rtol=bound, atol=0)
 
 
-def check_losses(results: list[cases.RankResult], precision: str, norm: str = "dyt") -> None:
-    exact = reference.train(norm).losses
+def check_losses(results: list[cases.RankResult], precision: str, **model: Any) -> None:
+    exact = reference.train(**model).losses
     # A run that does not learn would pass whatever the optimizer did.
     assert exact[0] - exact[-1] > 20 * LOSSES[precision]
     for result in results:
         np.testing.assert_allclose(result.losses, exact, rtol=0, atol=LOSSES[precision])
 
 
-def check_weights(results: list[cases.RankResult], precision: str, norm: str = "dyt") -> None:
-    exact = reference.train(norm).weights
+def check_weights(results: list[cases.RankResult], precision: str, **model: Any) -> None:
+    exact = reference.train(**model).weights
     measured = reference.distances(merged(results, "weights"), exact)
     if precision == "fp32":
         bounds = dict.fromkeys(measured, WEIGHTS)
     else:
-        noise = reference.distances(reference.train(norm, precision).weights, exact)
+        noise = reference.distances(reference.train(precision=precision, **model).weights, exact)
         bounds = dict.fromkeys(measured, NOISE_FACTOR * max(noise.values()))
     within(measured, bounds, "weights")
 
 
-def check_all(results: list[cases.RankResult], precision: str, norm: str = "dyt") -> None:
-    check_gradients(results, precision, norm)
-    check_grad_norms(results, precision, norm)
-    check_losses(results, precision, norm)
-    check_weights(results, precision, norm)
+def check_all(results: list[cases.RankResult], precision: str, **model: Any) -> None:
+    check_gradients(results, precision, **model)
+    check_grad_norms(results, precision, **model)
+    check_losses(results, precision, **model)
+    check_weights(results, precision, **model)
 
 
 @pytest.mark.parametrize(("layout", "precision", "accumulation"), CASES, ids=lambda value: str(value))
@@ -113,7 +133,7 @@ def first_step(pool):
     return run
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", SHARED, ids=str)
 def test_data_parallel_ranks_read_different_rows_and_the_others_the_same(first_step, layout: Layout):
     rows_of: dict[int, list[list[int]]] = {}
     for result in first_step(layout):
@@ -122,7 +142,7 @@ def test_data_parallel_ranks_read_different_rows_and_the_others_the_same(first_s
     assert len({str(rows) for rows in rows_of.values()}) == layout.dp
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", SHARED, ids=str)
 def test_every_rank_holds_its_share_alone(first_step, layout: Layout):
     """Equal results would prove little of a booster that kept all of it everywhere."""
     results = first_step(layout)
@@ -131,7 +151,7 @@ def test_every_rank_holds_its_share_alone(first_step, layout: Layout):
     assert sum(result.gathered_chunks for result in results) == 0
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", SHARED, ids=str)
 def test_masters_start_as_the_unrounded_weights(first_step, layout: Layout):
     start = merged(first_step(layout), "start")
     for name, parameter in small_run.small_model().named_parameters():
@@ -160,6 +180,24 @@ def test_spoiled_gradients_fail_the_comparison(pool, layout: Layout, precision: 
             check_grad_norms(results, precision)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_gradients_of_slices_that_are_not_summed_fail_the_comparison(pool, accumulation: int):
+    """What split_gather adds to tensor parallelism: alpha and weight of a norm see another slice on every rank."""
+    results = pool(2).run(
+        cases.train,
+        layout=hybrid(2, tp=2, sp_mode="split_gather"),
+        precision="fp32",
+        accumulation=accumulation,
+        num_steps=1,
+        fault=cases.UNSUMMED,
+    )
+    spoiled = {"input_layernorm", "post_attention_layernorm", "model.norm"}
+    with pytest.raises(AssertionError, match="gradients, ") as failure:
+        check_gradients(results, "fp32")
+    beyond = {kind for kind in reference.by_kind(reference.train().gradients) if f"'{kind}'" in str(failure.value)}
+    assert beyond == {f"{norm}.{parameter}" for norm in spoiled for parameter in ("alpha", "weight")}
+
+
 def test_losses_alone_do_not_notice_halved_gradients(pool):
     """Why gradients are compared at all."""
     layout = Layout("zero2", 2)
@@ -175,6 +213,9 @@ def test_losses_alone_do_not_notice_halved_gradients(pool):
         (Layout("fsdp", 2), "fp32"),
         (hybrid(2, tp=2), "fp32"),
         (hybrid(2, pp=2), "fp32"),
+        (hybrid(2, sp=2), "fp32"),
+        (hybrid(2, tp=2, sp_mode="split_gather"), "fp32"),
+        (hybrid(2, pp=2, pp_style="zbv"), "fp32"),
     ],
     ids=str,
 )
@@ -196,6 +237,23 @@ def test_recomputing_layers_run_twice_and_change_nothing(pool, layout: Layout, p
 def test_the_rmsnorm_baseline_equals_plain_pytorch(pool, layout: Layout):
     results = pool(layout.world_size).run(cases.train, layout=layout, precision="fp32", accumulation=2, norm="rmsnorm")
     check_all(results, "fp32", norm="rmsnorm")
+
+
+@pytest.mark.parametrize(
+    ("layout", "precision"),
+    [
+        (hybrid(2, tp=2), "fp32"),
+        (hybrid(2, pp=2, pp_style="zbv"), "fp32"),
+        (hybrid(4, tp=2, pp=2, sp_mode="split_gather"), "fp32"),
+        (hybrid(4, pp=2, zero=1), "bf16"),
+    ],
+    ids=str,
+)
+def test_a_head_tied_to_the_embedding_equals_plain_pytorch(pool, layout: Layout, precision: str):
+    """Under a pipeline it is on two stages, which must go on alike."""
+    results = pool(layout.world_size).run(cases.train, layout=layout, precision=precision, accumulation=2, tied=True)
+    assert "lm_head.weight" not in merged(results, "weights")
+    check_all(results, precision, tied=True)
 
 
 def test_clipping_takes_part_in_some_steps_and_not_in_others():

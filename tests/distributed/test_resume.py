@@ -14,7 +14,11 @@ from tests.distributed.training_cases import OVERFLOW_AT, SAVE_AT, TOTAL_STEPS, 
 pytestmark = pytest.mark.distributed
 
 # One rank would show nothing that two do not.
-CASES = [(layout, precision) for layout in LAYOUTS if layout.world_size > 1 for precision in layout.precisions]
+CASES = [(layout, precision) for layout in LAYOUTS if layout.world_size > 1 for precision in layout.precisions] + [
+    (hybrid(2, pp=2, pp_style="zbv"), "fp16"),
+    (hybrid(4, sp=2, zero=1), "bf16"),
+    (hybrid(4, tp=2, pp=2, pp_style="interleaved", sp_mode="split_gather"), "fp32"),
+]
 
 
 def check_same(straight: Trace, resumed: Trace) -> None:

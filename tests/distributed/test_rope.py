@@ -20,6 +20,8 @@ LAYOUTS = [
     hybrid(2, zero=1),
     hybrid(2, tp=2),
     hybrid(2, pp=2),
+    hybrid(2, sp=2),
+    hybrid(2, tp=2, sp_mode="split_gather"),
 ]
 
 
@@ -36,8 +38,9 @@ def reference() -> tuple[torch.Tensor, torch.Tensor]:
 def test_attention_gets_the_last_position_in_fp32(pool, layout: Layout, reference):
     """What arrives at the attention of every layer, in a bf16 training step of 4096 tokens."""
     expected = dict(zip(("cos", "sin"), reference))
-    for arrived in pool(layout.world_size).run(cases.rope_at, layout=layout, position=LAST):
-        assert arrived
+    results = pool(layout.world_size).run(cases.rope_at, layout=layout, position=LAST)
+    assert sum(map(bool, results)) == layout.world_size // layout.slices
+    for arrived in results:
         for tensors in arrived:
             for name, tensor in tensors.items():
                 assert tensor.dtype == torch.float32
