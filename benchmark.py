@@ -4,9 +4,10 @@ import statistics
 import time
 
 from llama_dyt.data.synthetic import SyntheticBatches
+from llama_dyt.training.dry_run import print_dry_run
 from llama_dyt.training.performance import Speedometer
 from llama_dyt.training.plan import make_plan, say
-from llama_dyt.training.session import Session, print_dry_run, run_entry
+from llama_dyt.training.session import Session, run_entry
 
 
 def report(speedometer: Speedometer, tokens_a_step: int, seconds: list[float], peak_memory_mb: float) -> str:

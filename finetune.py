@@ -1,8 +1,9 @@
 """Fine-tune a model on prompts and completions: `python finetune.py --help`, or docs/finetuning.md."""
 
 from llama_dyt.data.instructions import InstructionBatches
+from llama_dyt.training.dry_run import print_dry_run
 from llama_dyt.training.plan import Plan, make_plan, say
-from llama_dyt.training.session import Session, print_dry_run, run_entry
+from llama_dyt.training.session import Session, run_entry
 
 
 def make_batches(plan: Plan, dp_rank: int, dp_size: int, position: dict | None) -> InstructionBatches:

@@ -1,9 +1,10 @@
 """Pretrain a LLaMA with Dynamic Tanh: `python pretrain.py --help`, or docs/training.md."""
 
 from llama_dyt.data.loader import TokenBatches, count_steps
+from llama_dyt.training.dry_run import print_dry_run
 from llama_dyt.training.evaluation import score_held_out
 from llama_dyt.training.plan import Plan, make_plan, say
-from llama_dyt.training.session import Session, print_dry_run, run_entry
+from llama_dyt.training.session import Session, run_entry
 
 
 def total_steps(plan: Plan) -> int:

@@ -270,6 +270,9 @@ def _layout_problems(run: RunConfig, size: Size | None, world_size: int | None) 
 
 
 def _length_problems(run: RunConfig) -> Iterator[str]:
+    if run.run.dry_run_processes is not None and not run.run.dry_run:
+        given = f"--dry_run_processes {run.run.dry_run_processes}"
+        yield f"{given} has no effect without --dry_run; add that, or leave it out"
     if run.kind == "benchmark" and run.benchmark.ignore_steps >= run.benchmark.num_steps:
         yield (
             f"--ignore_steps {run.benchmark.ignore_steps} leaves none of --num_steps {run.benchmark.num_steps} to "

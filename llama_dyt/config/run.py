@@ -27,6 +27,8 @@ from llama_dyt.errors import ConfigurationError
 PATHS = ("config", "model_path", "tokenizer", "dataset", "save_dir", "load", "tensorboard_dir", "config_file")
 """The flags that name, or may name, a file or folder."""
 
+_NOT_OF_A_RUN = ("config_file", "dry_run", "dry_run_processes")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -87,9 +89,10 @@ class RunConfig:
     def to_yaml(self) -> str:
         """Every flag of the entry as a YAML key, and `kind`. It can be read back, or given to --config_file.
 
-        Left out are --config_file, which has been read into the rest, and --dry_run, which is no part of a run.
+        Left out are --config_file, which has been read into the rest, and --dry_run and its processes, which are no
+        part of a run.
         """
-        kept = {name: value for name, value in self.flags().items() if name not in ("config_file", "dry_run")}
+        kept = {name: value for name, value in self.flags().items() if name not in _NOT_OF_A_RUN}
         return dump({KIND_KEY: self.kind, **kept})
 
     @classmethod

@@ -341,6 +341,9 @@ class RunSettings:
     dry_run: bool = option(
         False, "Print the resolved run, its parameters, tokens a step, steps and memory a rank, then end."
     )
+    dry_run_processes: int | None = option(
+        None, "Processes that --dry_run plans for; none takes those that were started.", metavar="N", at_least=1
+    )
     config_file: str | None = option(
         None,
         "YAML whose keys are these flags; a flag on the command line wins over it.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
     """
     environment, device = read_environment(), device_type()
     run, problems = cli.read(kind, argv)
+    if run.run.dry_run and run.run.dry_run_processes is not None:
+        environment = replace(environment, world_size=run.run.dry_run_processes)
     # A flag that cannot be read has its default from here on; what follows from a default was not asked for.
     unread = [f"{problem.split(':')[0]} " for problem in problems if problem.startswith("--")]
     for problem in check.collect_problems(run, environment.world_size, device):

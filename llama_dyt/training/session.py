@@ -27,10 +27,9 @@ from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import FINETUNE_WARMUP_FRACTION
 from llama_dyt.data.step import Step
 from llama_dyt.errors import LlamaDytError
-from llama_dyt.models import InitialWeights, count_parameters, empty_model, read_pretrained, recompute_activations
+from llama_dyt.models import InitialWeights, empty_model, read_pretrained, recompute_activations
 
 from .checkpoint import CheckpointWriter
-from .memory import estimate_memory
 from .optimizer import parameter_groups
 from .performance import Speedometer
 from .plan import Plan, say
@@ -241,30 +240,6 @@ def make_schedule(run: RunConfig, total_steps: int) -> Schedule:
     if warmup is None:
         warmup = round(FINETUNE_WARMUP_FRACTION * total_steps)
     return Schedule(run.optimizer.lr_scheduler, run.optimizer.lr, warmup, total_steps)
-
-
-def print_dry_run(plan: Plan, total_steps: int | None) -> None:
-    """Print the resolved run and what it will take; on the first process."""
-    if not plan.is_first_process:
-        return
-    run, world_size = plan.run, plan.environment.world_size
-    num_parameters = count_parameters(plan.model_config)
-    memory = estimate_memory(run, plan.model_config, num_parameters, world_size)
-    tokens = run.tokens_per_step(world_size)
-    print(run.to_yaml().rstrip())
-    print(f"# parameters      {num_parameters:,}")
-    print(f"# processes       {world_size} ({plan.device}), data-parallel {run.booster.data_parallel_size(world_size)}")
-    print(f"# tokens a step   {tokens:,}")
-    if total_steps is not None:
-        print(f"# steps           {total_steps:,} ({total_steps * tokens:,} tokens)")
-    gigabyte = 2.0**30
-    print(
-        f"# memory a rank   {memory.device_total / gigabyte:.2f} GiB: parameters {memory.parameters / gigabyte:.2f}, "
-        f"gradients {memory.gradients / gigabyte:.2f}, optimizer {memory.optimizer / gigabyte:.2f}, activations about "
-        f"{memory.activations / gigabyte:.2f}" + (f"; on the host {memory.host / gigabyte:.2f}" if memory.host else "")
-    )
-    for warning in plan.warnings:
-        print(f"# warning: {warning}")
 
 
 def run_entry(main: Callable[[], None]) -> NoReturn:

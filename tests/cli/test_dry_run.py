@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -67,6 +68,25 @@ def test_large_models_are_sized_up_in_seconds(dry_run, size, processes, flags, p
     assert f"# parameters      {parameters}" in text
     assert f"# processes       {processes} (" in text
     assert "# steps           5" in text
+
+
+def test_the_parts_of_70b_over_32_processes_are_printed_and_add_up(dry_run):
+    start = time.monotonic()
+    flags = ["-c", "70b", "-p", "3d", "--tp", 8, "--pp", 4, "-b", 8, "--mixed_precision", "bf16", "-g"]
+    text = dry_run(benchmark, [*flags, "--dry_run_processes", 32])
+    assert time.monotonic() - start < 20
+    stages = re.findall(
+        r"^# stage (\d) +layers (\S+): ([\d,]+) parameters each of 8 .* of the model ([\d,]+); ", text, re.M
+    )
+    assert [(number, layers) for number, layers, *_ in stages] == [
+        ("0", "0-19"),
+        ("1", "20-39"),
+        ("2", "40-59"),
+        ("3", "60-79"),
+    ]
+    assert sum(int(distinct.replace(",", "")) for *_, distinct in stages) == 68_976_648_354
+    assert "# all stages      68,976,648,354 parameters" in text
+    assert "# processes       32 (" in text
 
 
 def test_pretraining_of_a_large_model_is_sized_up_with_the_corpus(dry_run, corpus):
