@@ -127,7 +127,8 @@ class Boosted:
             for key in step.micro_batches[0]
         }
         batch = cut_batch(batch, self.grid.sp_rank, self.grid.sp_size)
-        denominator = step.num_label_tokens / (self.grid.averaged_over * self.run.micro_batches_a_step)
+        num_micro_batches = len(batch["input_ids"]) // self.run.booster.micro_batch_size
+        denominator = step.num_label_tokens / (self.grid.averaged_over * num_micro_batches)
         outputs = self._booster.execute_pipeline(
             iter([batch]), self.model, micro_batch_loss(self.module, denominator), self.optimizer, return_loss=True
         )

@@ -65,13 +65,18 @@ class Trace:
     progress: dict[str, Any] = field(default_factory=dict)
 
 
+def num_layers(run: RunConfig) -> int:
+    """Layers of the model: few, but one for every chunk of a pipeline."""
+    return max(NUM_LAYERS, run.booster.pp * run.booster.model_chunks)
+
+
 def start(run: RunConfig, folder: Path | None = None, resume_from: Path | None = None) -> Trainer:
     """The trainer of a run as an entry gets it, in the process group that the pool made."""
     plan = Plan(
         run=run,
         environment=ProcessEnvironment(dist.get_rank(), dist.get_world_size()),
         device="cpu",
-        model_config=small_run.model_config(num_layers=NUM_LAYERS),
+        model_config=small_run.model_config(num_layers=num_layers(run)),
         checkpoint=Checkpoint(resume_from) if resume_from else None,
     )
     session = "llama_dyt.training.session"
