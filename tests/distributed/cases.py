@@ -6,11 +6,12 @@ Its own file because workers import it, and it imports the engine, which the tes
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
@@ -25,12 +26,15 @@ from tests.distributed.small_run import Layout
 
 FAULTS = {
     "halve all": lambda name, gradient: gradient / 2,
+    "halve alpha": lambda name, gradient: gradient / 2 if name.endswith("alpha") else gradient,
     "zero alpha": lambda name, gradient: gradient * 0 if name.endswith("alpha") else gradient,
     "negate alpha": lambda name, gradient: -gradient if name.endswith("alpha") else gradient,
 }
 """Ways to spoil a gradient, to see that the parity test would notice."""
 UNSUMMED = "leave gradients of slices unsummed"
 """The fault of split_gather: no sum over the ranks for what they computed on slices of the sequences."""
+WRONG_WORLD_SIZE = "scale the loss by the wrong world size"
+OTHER_SEEDS = "a seed of its own on every rank"
 
 
 @dataclass(frozen=True)
@@ -69,18 +73,19 @@ def boost(
     # Gemini's hooks take the gradient away, so ours must be there first; the others give parameters memory and cut
     # them, so there they must come after.
     before = run.booster.plugin.startswith("gemini")
-    if fault and before:
+    if fault in FAULTS and before:
         model = small_run.small_model(norm, num_layers, tied=tied)
         _spoil_gradients(model, fault)
     else:
         model = empty_model(small_run.model_config(norm, num_layers, tied))
     recompute_activations(model, run.model.recomputed_share)
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
-    boosted = Boosted(run, model, groups, small_run.weights(model))
+    seed = small_run.SEED + (dist.get_rank() if fault == OTHER_SEEDS else 0)
+    boosted = Boosted(run, model, groups, small_run.weights(model, seed))
     if fault == UNSUMMED:
         for parameter in boosted.module.parameters():
             parameter.partial_derived = False
-    elif fault and not before:
+    elif fault in FAULTS and not before:
         _spoil_gradients(boosted.module, fault)
     return boosted
 
@@ -123,6 +128,8 @@ def train(
     batches = small_run.batches(run, boosted.grid.dp_rank, boosted.grid.dp_size)
     first_rows: list[list[int]] = []
     runs, layer_runs = _count_layer_runs(boosted), {}
+    if fault == WRONG_WORLD_SIZE:
+        boosted.grid = replace(boosted.grid, dp_size=dist.get_world_size() * boosted.grid.dp_size)
     for step in islice(batches, num_steps):
         boosted.set_learning_rate(run.optimizer.lr)
         share = boosted.forward_backward(step)

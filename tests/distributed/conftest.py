@@ -1,8 +1,21 @@
-"""The fixture that gives tests their processes."""
+"""The fixtures that give tests their processes, and the matrix its page."""
 
 import pytest
 
 from tests.distributed.harness import Pools
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-table", action="store_true", help="write docs/parallelism.md from the matrix that is run")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The matrix takes half an hour: it is run by name alone."""
+    if "matrix" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("matrix")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +24,14 @@ def pool():
     pools = Pools()
     yield pools
     pools.close()
+
+
+@pytest.fixture(scope="session")
+def matrix_results(request):
+    """Cell → how far its gradients were off; what is in it at the end goes into the page."""
+    results = {}
+    yield results
+    if request.config.getoption("--write-table"):
+        from tests.distributed.table import write_page
+
+        write_page(results)

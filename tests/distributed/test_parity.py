@@ -6,27 +6,15 @@ optimizer sees them, and the comparison itself is tested with gradients that wer
 
 import functools
 import math
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.distributed import cases, reference, small_run
+from tests.distributed.parity import check_all, check_grad_norms, check_gradients, check_losses, merged
 from tests.distributed.small_run import LAYOUTS, Layout, hybrid
 
 pytestmark = pytest.mark.distributed
-
-EXACT_GRADIENTS = 1e-5
-"""Bound in fp32 on the norm of a gradient's difference by its norm. Measured over all layouts: at most 5e-7."""
-NOISE_FACTOR = 3.0
-"""Bound in half precision, as a multiple of the noise of half precision itself: the distance between plain PyTorch runs
-in half precision and in fp32. Measured over all layouts: at most 1.6 times. Boosters round in other places than a
-single process: every rank and micro batch for itself, and in sums over ranks. The noise of a gradient is 0.4 to 1.6% in
-bf16 and 0.05 to 0.14% in fp16, so the bound is far below what a wrong factor or sign would be."""
-EXACT_NORMS = 1e-5
-LOSSES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
-WEIGHTS = 1e-3
 
 CASES = [
     (layout, precision, accumulation)
@@ -57,63 +45,6 @@ CASES += [
     (hybrid(4, pp=2, pp_style="zbv", zero=1), "bf16", 2),
 ]
 SHARED = [*LAYOUTS, hybrid(4, sp=2, zero=1), hybrid(2, tp=2, sp_mode="split_gather")]
-
-
-def merged(results: list[cases.RankResult], field: str) -> dict[str, torch.Tensor]:
-    """The tensors of all pipeline stages."""
-    return {name: tensor for result in results for name, tensor in getattr(result, field).items()}
-
-
-def within(measured: dict[str, float], bounds: dict[str, float], what: str) -> None:
-    beyond = {kind: (value, bounds[kind]) for kind, value in measured.items() if not value <= bounds[kind]}
-    assert not beyond, f"{what}, (distance, bound): {beyond}"
-
-
-def check_gradients(results: list[cases.RankResult], precision: str, **model: Any) -> None:
-    exact = reference.train(**model).gradients
-    gradients = merged(results, "gradients")
-    assert set(gradients) == set(exact)
-    measured = reference.distances(gradients, exact)
-    if precision == "fp32":
-        bounds = dict.fromkeys(measured, EXACT_GRADIENTS)
-    else:
-        bounds = {kind: NOISE_FACTOR * noise for kind, noise in reference.gradient_noise(precision, **model).items()}
-    within(measured, bounds, "gradients")
-
-
-def check_grad_norms(results: list[cases.RankResult], precision: str, **model: Any) -> None:
-    exact = np.array(reference.train(**model).grad_norms)
-    bound = EXACT_NORMS
-    if precision != "fp32":
-        bound = NOISE_FACTOR * np.max(np.abs(reference.train(precision=precision, **model).grad_norms - exact) / exact)
-    for result in results:
-        np.testing.assert_allclose(result.grad_norms, exact[: len(result.grad_norms)], rtol=bound, atol=0)
-
-
-def check_losses(results: list[cases.RankResult], precision: str, **model: Any) -> None:
-    exact = reference.train(**model).losses
-    # A run that does not learn would pass whatever the optimizer did.
-    assert exact[0] - exact[-1] > 20 * LOSSES[precision]
-    for result in results:
-        np.testing.assert_allclose(result.losses, exact, rtol=0, atol=LOSSES[precision])
-
-
-def check_weights(results: list[cases.RankResult], precision: str, **model: Any) -> None:
-    exact = reference.train(**model).weights
-    measured = reference.distances(merged(results, "weights"), exact)
-    if precision == "fp32":
-        bounds = dict.fromkeys(measured, WEIGHTS)
-    else:
-        noise = reference.distances(reference.train(precision=precision, **model).weights, exact)
-        bounds = dict.fromkeys(measured, NOISE_FACTOR * max(noise.values()))
-    within(measured, bounds, "weights")
-
-
-def check_all(results: list[cases.RankResult], precision: str, **model: Any) -> None:
-    check_gradients(results, precision, **model)
-    check_grad_norms(results, precision, **model)
-    check_losses(results, precision, **model)
-    check_weights(results, precision, **model)
 
 
 @pytest.mark.parametrize(("layout", "precision", "accumulation"), CASES, ids=lambda value: str(value))
@@ -178,6 +109,25 @@ def test_spoiled_gradients_fail_the_comparison(pool, layout: Layout, precision: 
     if fault == "halve all":
         with pytest.raises(AssertionError, match="Not equal to tolerance"):
             check_grad_norms(results, precision)
+
+
+@pytest.mark.parametrize("fault", [cases.WRONG_WORLD_SIZE, cases.OTHER_SEEDS])
+@pytest.mark.parametrize(
+    ("layout", "precision"),
+    [
+        (Layout("zero2", 2), "fp32"),
+        (Layout("gemini", 2), "bf16"),
+        (Layout("fsdp", 2), "fp32"),
+        (hybrid(2, tp=2), "fp32"),
+        (hybrid(2, pp=2), "fp32"),
+        (hybrid(2, sp=2), "fp32"),
+    ],
+    ids=str,
+)
+def test_a_wrong_factor_and_weights_that_differ_fail_the_comparison(pool, layout: Layout, precision: str, fault: str):
+    results = pool(2).run(cases.train, layout=layout, precision=precision, num_steps=1, fault=fault)
+    with pytest.raises(AssertionError, match="gradients, "):
+        check_gradients(results, precision)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
