@@ -153,6 +153,32 @@ def train(
     )
 
 
+def go_on_from_own_state(layout: Layout, precision: str, tied: bool) -> list[list[float]]:
+    """Losses of two steps after two others: of the run itself, and of one made anew from what it gathered."""
+    run = small_run.run_config(layout, precision)
+    first = boost(run, tied=tied)
+    batches = list(islice(small_run.batches(run, first.grid.dp_rank, first.grid.dp_size), 4))
+    _losses(first, batches[:2])
+    stages: list[Any] = [None] * layout.world_size
+    mine = {name: tensors for name, tensors in first.state.gather(list(first.state.sizes())) if tensors is not None}
+    dist.all_gather_object(stages, mine)
+    whole = {name: tensors for stage in stages for name, tensors in stage.items()}
+
+    model = empty_model(small_run.model_config(tied=tied))
+    groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
+    second = Boosted(run, model, groups, lambda name: whole[name])
+    second.state.set_optimizer_steps(first.state.optimizer_steps())
+    return [_losses(boosted, batches[2:]) for boosted in (first, second)]
+
+
+def _losses(boosted: Boosted, batches: list[Step]) -> list[float]:
+    losses = []
+    for step in batches:
+        losses += sum_over_ranks([boosted.forward_backward(step)], boosted.device)
+        boosted.optimizer_step()
+    return losses
+
+
 def _own_layers(boosted: Boosted) -> list[LlamaDytDecoderLayer]:
     """Decoder layers, without what a pipeline leaves of those of other stages."""
     return [layer for layer in boosted.module.model.layers if isinstance(layer, LlamaDytDecoderLayer)]

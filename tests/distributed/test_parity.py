@@ -206,6 +206,14 @@ def test_a_head_tied_to_the_embedding_equals_plain_pytorch(pool, layout: Layout,
     check_all(results, precision, tied=True)
 
 
+def test_a_tied_head_on_a_stage_of_its_own_goes_on_where_it_was(pool):
+    """The last stage's copy is in no checkpoint by its own name: it takes weight and moments from the embedding's."""
+    for straight, resumed in pool(2).run(
+        cases.go_on_from_own_state, layout=hybrid(2, pp=2), precision="bf16", tied=True
+    ):
+        assert straight == resumed
+
+
 def test_clipping_takes_part_in_some_steps_and_not_in_others():
     """Else the comparison would not see a booster that never clips, or always does."""
     norms = reference.train().grad_norms
