@@ -75,7 +75,7 @@ class Boosted:
         if self.run.booster.plugin.startswith("gemini"):
             from .gemini import GeminiState
 
-            return GeminiState(self.model, self.optimizer, self.scaler)
+            return GeminiState(self.model, self.optimizer, self.grid, shapes, self.scaler)
         if capability(self.run.booster.plugin, self.device.type).fully_sharded:
             from .fsdp_state import FsdpState
 

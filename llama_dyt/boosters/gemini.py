@@ -10,6 +10,7 @@ import math
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from colossalai.accelerator import get_accelerator
 from colossalai.booster.plugin import GeminiPlugin
 from colossalai.booster.plugin.gemini_plugin import get_param_info
+from colossalai.shardformer import ShardFormer
 from colossalai.tensor.colo_tensor import INPALCE_MAPPING
 from colossalai.tensor.param_op_hook import ColoParamOpHook
 from colossalai.zero import GeminiDDP, GeminiOptimizer
@@ -25,9 +27,12 @@ from torch import nn
 
 from llama_dyt.config.run import RunConfig
 from llama_dyt.errors import TrainingError
+from llama_dyt.models.families import Family
 
-from .gemini_state import GeminiState
-from .materialize import materialize
+from .cuts import cut_dimension
+from .gemini_state import GeminiState, part_of_payload
+from .materialize import WORKING_DTYPES, materialize_parameter
+from .policy import DecoderPolicy
 from .scaler import INITIAL_SCALE
 
 __all__ = ["ChunkedModel", "ChunkedOptimizer", "ChunkedPlugin", "GeminiState", "build_gemini", "chunk_elements"]
@@ -49,11 +54,12 @@ def chunk_elements(num_parameters: int) -> int:
 
 
 def build_gemini(
-    run: RunConfig, num_parameters: int, max_norm: float, min_chunk_elements: int | None = None
+    run: RunConfig, family: Family, num_parameters: int, max_norm: float, min_chunk_elements: int | None = None
 ) -> ChunkedPlugin:
     """The plugin for a run's settings; the process group must exist.
 
     Args:
+        family: of the model; says how tensor parallelism cuts it.
         num_parameters: of the whole model; sizes the chunks.
         max_norm: clipping bound; pass a huge one for none, since Gemini computes the grad norm only under a bound.
         min_chunk_elements: smallest chunk; more than the model has keeps it whole on every rank. None: by size.
@@ -63,8 +69,12 @@ def build_gemini(
     on_gpu = get_accelerator().name == "cuda"
     if automatic:
         _plan_device_memory(settings.memory_limit * _MEGA if settings.memory_limit else None)
-    smallest = min_chunk_elements or chunk_elements(num_parameters)
+    smallest = min_chunk_elements or chunk_elements(num_parameters // settings.tp)
+    replicas = settings.data_parallel_size(dist.get_world_size())
+    # The policy leaves what it has cut without memory, which the parameters get as they go into chunks.
+    policy = DecoderPolicy(family, WORKING_DTYPES[settings.mixed_precision], torch.device("meta"))
     return ChunkedPlugin(
+        policy,
         placement_policy="auto" if automatic else "static",
         precision=settings.mixed_precision,
         enable_gradient_accumulation=run.optimizer.gradient_accumulation_steps > 1,
@@ -77,8 +87,10 @@ def build_gemini(
         search_range_m=smallest / _MEGA,
         hidden_dim=max(1, smallest // _SEARCH_STEPS),  # upstream's name for the step of the search
         max_norm=max_norm,
-        # Chunks are summed over the ranks in half precision before they are divided, so one rank's share of the range.
-        initial_scale=INITIAL_SCALE / 2 ** math.ceil(math.log2(dist.get_world_size())),
+        tp_size=settings.tp,
+        extra_dp_size=settings.extra_dp,
+        # Chunks are summed over the replicas in half precision before they are divided: a replica's share of the range.
+        initial_scale=INITIAL_SCALE / 2 ** math.ceil(math.log2(replicas)),
         # Both need CUDA: asynchronous reduction brings its results to pinned memory.
         enable_async_reduce=on_gpu,
         pin_memory=on_gpu,
@@ -145,12 +157,34 @@ class AliasGuard(ColoParamOpHook):
 
 
 class ChunkedModel(GeminiDDP):
-    """GeminiDDP with the guard above."""
+    """GeminiDDP with the guard above, of a model on the meta device."""
 
     def __init__(self, module: nn.Module, **kwargs: Any) -> None:
-        materialize(module, torch.device("cpu"))
         super().__init__(module, **kwargs)
         self.hooks.append(AliasGuard())
+
+    def _init_chunks(self, **kwargs: Any) -> None:
+        super()._init_chunks(**kwargs)
+        for parameter in self.fp16_params:  # before upstream's own hooks, which take the gradients
+            if cut_dimension(parameter) is not None:
+                parameter.register_hook(partial(self._fetch_for_gradient, parameter))
+
+    def _fetch_for_gradient(self, parameter: nn.Parameter, gradient: torch.Tensor) -> None:
+        """Bring a parameter's chunk before its gradient is put there.
+
+        Tensor-parallel layers are autograd functions of their own, around which no hook of Gemini's stands in backward:
+        it relies on an operation of theirs that names the parameter. Under activation checkpointing they are given a
+        copy, which has no name, and the gradient would find the chunk freed.
+        """
+        with torch._C.DisableTorchFunction():
+            self.param_op_hook.pre_backward([parameter])
+            self.param_op_hook.post_backward([parameter])
+
+    def _preprocess_param(self, p: nn.Parameter) -> None:
+        """Upstream calls this as it puts one parameter after the other into chunks, and gives memory to those of its
+        own lazy kind. A chunk keeps its shard alone once it is full, so no rank ever holds the whole model."""
+        materialize_parameter(p, get_accelerator().get_current_device(), self.mixed_precision)
+        super()._preprocess_param(p)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         manager = self.gemini_manager
@@ -187,13 +221,30 @@ def _memory_shortage_explained() -> Iterator[None]:
 
 
 class ChunkedOptimizer(GeminiOptimizer):
-    """GeminiOptimizer that recovers from an overflow while accumulating, and sums the grad norm in one order."""
+    """GeminiOptimizer that recovers from an overflow while accumulating, and whose grad norm is the whole model's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Upstream keeps a set ordered by address, so the norm's last bits, and with them the clipping factor, differ
         # from rank to rank and from run to run.
         self.chunk16_set = self.chunk_manager.get_chunks(self.module.fp16_params)
+
+    def _calc_global_norm(self) -> float:
+        """Upstream sums over the ZeRO group alone, so under tensor parallelism every rank would clip by the norm of
+        what it holds itself. Over the tensor-parallel group, what all its ranks hold alike counts once."""
+        if self.tp_group is None:
+            return super()._calc_global_norm()
+        if self.tp_rank > 0:
+            for chunk in self.chunk16_set:
+                gradients = chunk if self.chunk_manager.reuse_fp16_chunk else chunk.grad_chunk
+                for parameter in chunk.get_tensors():
+                    if cut_dimension(parameter) is None:
+                        part = part_of_payload(chunk, parameter, payload_of=gradients)
+                        gradients.l2_norm -= part.float().norm().item() ** 2
+                gradients.l2_norm = max(0.0, gradients.l2_norm)  # rounding can leave less than nothing
+        squares = torch.tensor([super()._calc_global_norm() ** 2], device=get_accelerator().get_current_device())
+        dist.all_reduce(squares, group=self.tp_group)
+        return math.sqrt(squares.item())
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         result = super().step(*args, **kwargs)
@@ -203,11 +254,35 @@ class ChunkedOptimizer(GeminiOptimizer):
         return result
 
 
+def _of_plain_logits(loss: Callable) -> Callable:
+    """Give a loss its logits as a torch.Tensor.
+
+    Under Gemini they are a ColoTensor, which turns `mul_` and its like into operations that return a copy. Upstream
+    `DistCrossEntropy.backward` multiplies what it returns in place by the gradient that arrives, so the division by the
+    number of tokens, and the loss scale, would be lost without a word.
+    """
+
+    def of_plain_logits(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            logits = logits.as_subclass(torch.Tensor)
+        return loss(logits, *args, **kwargs)
+
+    return of_plain_logits
+
+
 class ChunkedPlugin(GeminiPlugin):
-    """GeminiPlugin with the two wrappers above."""
+    """GeminiPlugin with the two wrappers above, and with our policy where tensor parallelism cuts the model: upstream
+    looks one up by the model's class, and takes none."""
+
+    def __init__(self, policy: DecoderPolicy, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.policy = policy
 
     def configure(self, model, optimizer=None, criterion=None, dataloader=None, lr_scheduler=None):
         params_info = get_param_info(optimizer)
+        if self.enable_tensor_parallelism:
+            model, _ = ShardFormer(self.shard_config).optimize(model, self.policy)
+            model.loss_function = _of_plain_logits(model.loss_function)
         model = ChunkedModel(
             model,
             **self.gemini_config,

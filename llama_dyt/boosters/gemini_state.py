@@ -15,6 +15,8 @@ from colossalai.accelerator import get_accelerator
 from colossalai.zero.gemini.chunk import Chunk
 from torch import nn
 
+from .cuts import TensorParallelCut
+from .grid import Grid
 from .interface import MOMENTS, Read
 from .scaler import LossScaler
 from .state import adam_steps, set_adam_steps
@@ -42,30 +44,36 @@ def part_of_payload(chunk: Chunk, tensor: torch.Tensor, payload_of: Chunk | None
     return payload[start : start + end - begin]
 
 
-def write_into_chunk(chunk: Chunk, tensor: torch.Tensor, whole: torch.Tensor) -> None:
-    """Copy this rank's part of a whole tensor into the chunk, in the chunk's dtype."""
-    begin, end = part_on_rank(chunk, tensor, chunk.pg_rank)
-    if begin < end:
-        part_of_payload(chunk, tensor).copy_(whole.reshape(-1)[begin:end])
-
-
 class GeminiState:
-    """See `interface.TrainingState`. Rank 0 is the writer; call between steps, when chunks are at rest."""
+    """See `interface.TrainingState`. Call between steps, when chunks are at rest.
 
-    def __init__(self, model: Any, optimizer: Any, scaler: LossScaler) -> None:
-        """`model`, `optimizer`: ChunkedModel and ChunkedOptimizer, as boosted."""
+    A parameter may be cut along one dimension by tensor parallelism; what that leaves lies in a chunk, which is cut
+    over the ZeRO group and the same in every extra data-parallel replica.
+    """
+
+    def __init__(
+        self, model: Any, optimizer: Any, grid: Grid, shapes: dict[str, torch.Size], scaler: LossScaler
+    ) -> None:
+        """
+        Args:
+            model, optimizer: ChunkedModel and ChunkedOptimizer, as boosted.
+            shapes: name → whole shape, taken from the model before it was boosted; also the order of the names.
+        """
         self._model = model
         self._optimizer = optimizer
+        self._grid = grid
         self._scaler = scaler
         self._manager = model.chunk_manager
         self._device = get_accelerator().get_current_device()
         masters = dict(zip(map(id, model.fp16_params), model.fp32_params, strict=True))
         self._working: dict[str, nn.Parameter] = {}
         self._masters: dict[str, torch.Tensor] = {}
-        for name, parameter in model.module.named_parameters():
-            if id(parameter) in masters:
-                self._working[name] = parameter
-                self._masters[name] = masters[id(parameter)]
+        self._cuts: dict[str, TensorParallelCut] = {}
+        local = dict(model.module.named_parameters())
+        for name, shape in shapes.items():
+            self._working[name] = local[name]
+            self._masters[name] = masters[id(local[name])]
+            self._cuts[name] = TensorParallelCut(local[name], shape, grid)
         # The inner optimizer's parameters are flat stand-ins, one a parameter that this rank holds a part of.
         self._stand_ins = {
             id(parameter): optimizer.id_to_fake_params.get(number)
@@ -76,10 +84,22 @@ class GeminiState:
         return self._stand_ins.get(id(self._working[name]))
 
     def sizes(self) -> dict[str, int]:
-        return {name: master.numel() * _FP32_BYTES for name, master in self._masters.items()}
+        return {name: cut.whole.numel() * _FP32_BYTES for name, cut in self._cuts.items()}
 
-    def _whole(self, chunk: Chunk, tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor | None:
-        """Each rank's flat part → the whole tensor on the host of rank 0, None elsewhere. Collective.
+    def _whole(self, name: str, chunk: Chunk, tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor | None:
+        """Each rank's flat part → the whole tensor on the writer's host, None elsewhere. Collective."""
+        if chunk.extra_dp_group is not None and dist.get_rank(chunk.extra_dp_group) > 0:
+            return None
+        joined = self._join_chunk(chunk, tensor, part)
+        if joined is None:
+            return None
+        cut = self._cuts[name]
+        if cut.dimension is not None:
+            joined = cut.join(joined.view(cut.shape).to(self._device)).cpu()
+        return joined.view(cut.whole) if self._grid.is_writer else None
+
+    def _join_chunk(self, chunk: Chunk, tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor | None:
+        """Each rank's flat part → the flat tensor on the host of the ZeRO group's first rank, None elsewhere.
 
         Parts are sent, not summed into zeros: a sum would turn -0.0 into 0.0.
         """
@@ -99,7 +119,7 @@ class GeminiState:
                 received = torch.empty(end - begin, dtype=torch.float32, device=self._device)
                 dist.recv(received, src=dist.get_global_rank(group, owner), group=group)
                 whole[begin:end].copy_(received)
-        return whole.view(tensor.shape) if whole is not None else None
+        return whole
 
     def gather(self, names: list[str]) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
         for name in names:
@@ -107,10 +127,10 @@ class GeminiState:
             chunk = self._manager.get_chunk(master)
             part = part_of_payload(chunk, master)
             state = self._optimizer.optim.state.get(self._stand_in(name), {})
-            tensors = {"param": self._whole(chunk, master, part)}
+            tensors = {"param": self._whole(name, chunk, master, part)}
             for moment in MOMENTS:
-                tensors[moment] = self._whole(chunk, master, state.get(moment, torch.zeros_like(part)))
-            yield name, tensors if chunk.pg_rank == 0 else None
+                tensors[moment] = self._whole(name, chunk, master, state.get(moment, torch.zeros_like(part)))
+            yield name, tensors if self._grid.is_writer else None
 
     @torch.no_grad()
     def scatter(self, read: Read) -> None:
@@ -121,10 +141,10 @@ class GeminiState:
             chunk = self._manager.get_chunk(master)
             begin, end = part_on_rank(chunk, master, chunk.pg_rank)
             for key, whole in read(name).items():
+                part = self._cuts[name].read(whole, begin, end)
                 if key == "param":
-                    write_into_chunk(chunk, master, whole[:])
+                    part_of_payload(chunk, master).copy_(part)
                 else:
-                    part = whole[:].reshape(-1)[begin:end]
                     self._optimizer.optim.state[stand_in][key] = part.to(chunk.payload.device, torch.float32, copy=True)
         for chunk in self._manager.get_chunks(self._model.fp16_params):
             self._round_masters_into(chunk)
@@ -142,7 +162,7 @@ class GeminiState:
             # Without accumulation the reduced gradients take the place of the weights they belong to.
             holder = chunk if self._manager.reuse_fp16_chunk else chunk.grad_chunk
             part = part_of_payload(chunk, parameter, payload_of=holder).float() / self._scaler.scale
-            yield name, self._whole(chunk, parameter, part)
+            yield name, self._whole(name, chunk, parameter, part)
 
     def optimizer_steps(self) -> int:
         return adam_steps(self._optimizer.optim)

@@ -57,4 +57,13 @@ def grid_of(plugin) -> Grid:
             tp_group=plugin.tp_group if mesh.size(plugin.tp_axis) > 1 else None,
             pp_group=plugin.pp_group if mesh.size(plugin.pp_axis) > 1 else None,
         )
+    if hasattr(plugin, "extra_dp_group"):
+        zero, replica, tensor = plugin.pg_mesh.coordinate()  # of Gemini's mesh, whose axes are in this order
+        return Grid(
+            dp_rank=zero * plugin.extra_dp_size + replica,
+            dp_size=plugin.dp_size,
+            tp_rank=tensor,
+            tp_size=plugin.tp_size,
+            tp_group=plugin.tp_group,
+        )
     return Grid(dp_rank=dist.get_rank(), dp_size=dist.get_world_size())

@@ -6,6 +6,7 @@ What each plugin can do stands in `config/capabilities.py`, which refused imposs
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.distributed as dist
 from colossalai.booster.plugin import HybridParallelPlugin, LowLevelZeroPlugin
@@ -43,7 +44,7 @@ def _zero2_cpu(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
     return _low_level_zero(run, family, num_parameters, cpu_offload=True)
 
 
-def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
+def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int, cpu_offload: bool = False) -> Plugin:
     from .policy import DecoderPolicy
     from .zero_bubble import zero_bubble_schedule
 
@@ -59,6 +60,7 @@ def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int) -> Plu
         num_model_chunks=settings.model_chunks,
         scheduler_nodes=zero_bubble_schedule(run) if settings.pp_style == "zbv" else None,
         zero_stage=zero_stage(settings.plugin, device_type(), settings.zero),
+        cpu_offload=cpu_offload,
         precision=settings.mixed_precision,
         microbatch_size=settings.micro_batch_size if settings.pp > 1 else None,
         initial_scale=INITIAL_SCALE,
@@ -66,6 +68,19 @@ def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int) -> Plu
         custom_policy=DecoderPolicy(family, WORKING_DTYPES[settings.mixed_precision]),
         overlap_p2p=False,  # interleaved stages over gloo hang with it
     )
+
+
+def _hybrid_parallel_cpu(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
+    plugin = _hybrid_parallel(run, family, num_parameters, cpu_offload=True)
+    plugin.logger = _NoAdvice()
+    return plugin
+
+
+class _NoAdvice:
+    """In place of the plugin's logger: with one data-parallel rank `HybridParallelPlugin.configure` warns of ZeRO,
+    which is wanted here for its offloading."""
+
+    def warning(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 def _ddp(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
@@ -99,7 +114,7 @@ def _fsdp(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
 def _gemini(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
     from .gemini import build_gemini
 
-    return build_gemini(run, num_parameters, max_norm=max_norm(run))
+    return build_gemini(run, family, num_parameters, max_norm=max_norm(run))
 
 
 PLUGINS: dict[str, Callable[[RunConfig, Family, int], Plugin]] = {
@@ -109,6 +124,7 @@ PLUGINS: dict[str, Callable[[RunConfig, Family, int], Plugin]] = {
     "zero2": _low_level_zero,
     "zero2_cpu": _zero2_cpu,
     "hybrid_parallel": _hybrid_parallel,
+    "hybrid_parallel_cpu": _hybrid_parallel_cpu,
     "ddp": _ddp,
     "fsdp": _fsdp,
     "fsdp_cpu": _fsdp,

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from colossalai.amp.naive_amp.mixed_precision_optimizer import MixedPrecisionOptimizer
-from colossalai.tensor.d_tensor.api import get_sharding_spec, is_distributed_tensor
 from colossalai.zero import LowLevelZeroOptimizer
 from torch import nn
 
+from .cuts import TensorParallelCut
 from .grid import Grid
 from .interface import MOMENTS, Read, Readable
 from .scaler import LossScaler
@@ -42,6 +42,7 @@ class ShardedState:
         self._parameters = {name: local[name] for name in shapes if name in local}
         self._copies = _tied_copies(module, shapes)
         self._parameters |= self._copies
+        self._cuts = {name: TensorParallelCut(held, shapes[name], grid) for name, held in self._parameters.items()}
 
     def sizes(self) -> dict[str, int]:
         return {name: 4 * self._shapes[name].numel() for name in self._parameters if name not in self._copies}
@@ -76,48 +77,20 @@ class ShardedState:
         return self._join_tensor_parallel(name, tensor)
 
     def _join_tensor_parallel(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        dimension = _cut_dimension(self._parameters[name])
-        if dimension is not None:
-            parts = [torch.empty_like(tensor) for _ in range(self._grid.tp_size)]
-            dist.all_gather(parts, tensor.contiguous(), group=self._grid.tp_group)
-            tensor = torch.cat(parts, dim=dimension)
-            tensor = tensor.narrow(dimension, 0, self._shapes[name][dimension])  # drop the vocabulary's padding
-        return tensor.cpu().clone()
-
-    def _part(self, name: str, whole: Readable, rows: slice | None = None) -> torch.Tensor:
-        """The tensor-parallel part of a whole tensor that this rank holds, or some rows of that part."""
-        parameter = self._parameters[name]
-        first, last, _ = (rows or slice(None)).indices(parameter.shape[0])
-        dimension = _cut_dimension(parameter)
-        if dimension is None:
-            return whole[first:last]
-        start = parameter.shape[dimension] * self._grid.tp_rank
-        if dimension == 1:
-            return whole[first:last, start : start + parameter.shape[1]]
-        part = torch.zeros(last - first, *parameter.shape[1:])
-        # Beyond the end of the whole there is padding, of the vocabulary.
-        available = max(0, min(start + last, self._shapes[name][0]) - (start + first))
-        if available:
-            part[:available] = whole[start + first : start + first + available]
-        return part
+        return self._cuts[name].join(tensor).cpu().clone()
 
     def _master_part(self, name: str, whole: Readable) -> torch.Tensor:
         """What of a whole tensor this rank's master and moments hold: ZeRO's flat slice of the tensor-parallel part, or
         that part itself where ZeRO does not cut."""
-        parameter = self._parameters[name]
+        parameter, cut = self._parameters[name], self._cuts[name]
         group = self._data_group(parameter)
         if group is None:
-            return self._part(name, whole)
+            return cut.read(whole)
         size = -(-parameter.numel() // dist.get_world_size(group))
-        first = size * dist.get_rank(group)
+        first = min(size * dist.get_rank(group), parameter.numel())
         last = min(first + size, parameter.numel())
-        row = parameter.numel() // parameter.shape[0]
-        flat = torch.zeros(size)
-        if first < last:
-            rows = self._part(name, whole, slice(first // row, -(-last // row))).flatten()
-            skipped = first - first // row * row
-            flat[: last - first] = rows[skipped : skipped + last - first]
-        return flat
+        part = cut.read(whole, first, last)
+        return nn.functional.pad(part, (0, size - len(part)))
 
     # --- the interface -------------------------------------------------------------------------------------------
 
@@ -136,7 +109,8 @@ class ShardedState:
                 master = self._master(parameter)
                 for key, whole in read(name).items():
                     if key == "param":
-                        parameter.data.copy_(self._part(name, whole))  # rounds to the working precision
+                        part = self._cuts[name].read(whole).view(parameter.shape)
+                        parameter.data.copy_(part)  # rounds to the working precision
                         if master is not parameter:
                             master.data.copy_(self._master_part(name, whole).view(master.shape))
                     else:
@@ -164,13 +138,6 @@ def _tied_copies(module: nn.Module, shapes: dict[str, torch.Size]) -> dict[str, 
     """Parameters of this stage that a whole model has by another name, by that name: {the embedding's: the head's}."""
     tied = getattr(module, "all_tied_weights_keys", None) or {}
     return {tied[name]: held for name, held in module.named_parameters() if name not in shapes and name in tied}
-
-
-def _cut_dimension(parameter: nn.Parameter) -> int | None:
-    """The dimension along which tensor parallelism cut a parameter, from the engine's sharding spec."""
-    if not is_distributed_tensor(parameter):
-        return None
-    return next(iter(get_sharding_spec(parameter).dim_partition_dict), None)
 
 
 def adam_steps(adam: torch.optim.Optimizer) -> int:

@@ -27,7 +27,7 @@ class Capability:
         accumulation: several micro batches can make one optimizer step.
         offload: how model data may leave the device.
         compile: layers may be compiled before boosting (Gemini's tensor hooks cannot be traced).
-        tensor_parallel, pipeline_parallel: --tp, --pp above 1.
+        tensor_parallel, pipeline_parallel, extra_data_parallel: --tp, --pp, --extra_dp above 1.
         sequence_parallel: the values of --sp_mode it accepts.
         zero_stages: the values of --zero it accepts; empty where the plugin shards in a way of its own.
         default_zero_stage: the stage when --zero is left out; None as above.
@@ -47,6 +47,7 @@ class Capability:
     tensor_parallel: bool = False
     pipeline_parallel: bool = False
     sequence_parallel: tuple[str, ...] = ()
+    extra_data_parallel: bool = False
     zero_stages: tuple[int, ...] = ()
     default_zero_stage: int | None = None
     pipeline_zero_stages: tuple[int, ...] = ()
@@ -58,7 +59,14 @@ class Capability:
 
 
 # gemini_plugin.SUPPORTED_PRECISION; GeminiDDP asserts the same two.
-_GEMINI = Capability(precisions=("fp16", "bf16"), compile=False, offload="fractions", shard_fraction=True)
+_GEMINI = Capability(
+    precisions=("fp16", "bf16"),
+    compile=False,
+    offload="fractions",
+    shard_fraction=True,
+    tensor_parallel=True,
+    extra_data_parallel=True,
+)
 # placement_policy="auto" ignores the fractions of StaticPlacementPolicy and plans from the memory it sees.
 _GEMINI_AUTO = replace(_GEMINI, offload="automatic", shard_fraction=False, memory_plan=True)
 _ZERO2 = Capability(zero_stages=(2,), default_zero_stage=2, float32_zero_stages=(2,))
@@ -81,6 +89,17 @@ _FSDP = Capability(fully_sharded=True)
 _FSDP_CPU = replace(_FSDP, offload="always")
 _HSDP = replace(_FSDP, shard_size=True)
 
+# Offloading is part of its ZeRO optimizer, so stage 0 has none.
+_HYBRID_CPU = replace(
+    _HYBRID,
+    precisions=("fp16", "bf16"),
+    offload="always",
+    zero_stages=(1, 2),
+    default_zero_stage=1,
+    pipeline_zero_stages=(1,),
+    float32_zero_stages=(),
+)
+
 DEVICES: tuple[str, ...] = ("cuda", "cpu")
 
 # A plugin that differs by device gives the two entries different values.
@@ -91,13 +110,14 @@ CAPABILITIES: dict[str, dict[str, Capability]] = {
     "zero2": {"cuda": _ZERO2, "cpu": _ZERO2},
     "zero2_cpu": {"cuda": _ZERO2_CPU, "cpu": _ZERO2_CPU},
     "hybrid_parallel": {"cuda": _HYBRID, "cpu": _HYBRID},
+    "hybrid_parallel_cpu": {"cuda": _HYBRID_CPU, "cpu": _HYBRID_CPU},
     "ddp": {"cuda": _DDP, "cpu": _DDP},
     "fsdp": {"cuda": _FSDP, "cpu": _FSDP},
     "fsdp_cpu": {"cuda": _FSDP_CPU, "cpu": _FSDP_CPU},
     "hsdp": {"cuda": _HSDP, "cpu": _HSDP},
 }
 
-PLUGIN_ALIASES: dict[str, str] = {"3d": "hybrid_parallel"}
+PLUGIN_ALIASES: dict[str, str] = {"3d": "hybrid_parallel", "3d_cpu": "hybrid_parallel_cpu"}
 PLUGINS: tuple[str, ...] = tuple(CAPABILITIES)
 
 

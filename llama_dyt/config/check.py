@@ -156,7 +156,11 @@ def _booster_problems(run: RunConfig, can: Capability, device: str) -> Iterator[
             f"--mixed_precision {precision}: {plugin} has {' and '.join(can.precisions)} only on {kind}; take one of "
             f"them, or a plugin that has {precision}: {_plugins_with_precision(kind, precision)}"
         )
-    for flag, able in (("tp", "tensor_parallel"), ("pp", "pipeline_parallel")):
+    for flag, able in (
+        ("tp", "tensor_parallel"),
+        ("pp", "pipeline_parallel"),
+        ("extra_dp", "extra_data_parallel"),
+    ):
         if getattr(booster, flag) > 1 and not getattr(can, able):
             what = able.replace("_", " ").replace("parallel", "parallelism")
             others = " or ".join(plugins_able(kind, able))
@@ -231,6 +235,12 @@ def _layout_problems(run: RunConfig, size: Size | None, world_size: int | None) 
         yield (
             f"--tp {booster.tp} times --pp {booster.pp}{third} is {ranks}, which does not divide the {world_size} "
             f"process{'es' if world_size > 1 else ''}; launch a multiple of {ranks}, or make {smaller} smaller"
+        )
+    elif world_size is not None and booster.data_parallel_size(world_size) % booster.extra_dp:
+        replicas = booster.data_parallel_size(world_size)
+        yield (
+            f"--extra_dp {booster.extra_dp} does not divide the {replicas} data-parallel ranks; "
+            f"give a number that does, such as {_divisor_below(replicas, booster.extra_dp)}"
         )
     if world_size is not None and booster.shard_size is not None and world_size % booster.shard_size:
         yield (

@@ -187,7 +187,7 @@ class BoosterSettings:
 
     plugin: str = option(
         "gemini",
-        "Booster plugin; 3d is another name of hybrid_parallel.",
+        "Booster plugin; 3d is another name of hybrid_parallel, 3d_cpu of hybrid_parallel_cpu.",
         short="-p",
         choices=PLUGINS,
         choice_aliases=PLUGIN_ALIASES,
@@ -200,8 +200,8 @@ class BoosterSettings:
         choices=("fp16", "bf16", "fp32"),
         defaults={"benchmark": "bf16"},
     )
-    tp: int = option(1, "Tensor-parallel size (hybrid_parallel).", at_least=1)
-    pp: int = option(1, "Pipeline-parallel size (hybrid_parallel).", at_least=1)
+    tp: int = option(1, "Tensor-parallel size (hybrid_parallel and _cpu, gemini, gemini_auto).", at_least=1)
+    pp: int = option(1, "Pipeline-parallel size (hybrid_parallel and _cpu).", at_least=1)
     pp_style: str = option(
         "1f1b",
         "Order of work in the pipeline. 1f1b: one forward, one backward; interleaved: every stage holds several chunks "
@@ -224,9 +224,15 @@ class BoosterSettings:
         "above 1. ring and ring_attn are left out, with the reason.",
         choices=("all_to_all", "split_gather", "ring", "ring_attn"),
     )
+    extra_dp: int = option(
+        1,
+        "gemini: copies of the whole group of ranks over which the model is sharded, each with data of its own.",
+        at_least=1,
+    )
     zero: int | None = option(
         None,
-        "ZeRO stage; none takes the plugin's own: 1 for zero1, 2 for zero2 and zero2_cpu, 0 for hybrid_parallel.",
+        "ZeRO stage; none takes the plugin's own: 1 for zero1 and hybrid_parallel_cpu, 2 for zero2 and zero2_cpu, 0 "
+        "for hybrid_parallel.",
         at_least=0,
         at_most=3,
     )

@@ -108,7 +108,8 @@ def _sharding_ranks(run: RunConfig, world_size: int, local_world_size: int | Non
     booster = run.booster
     if capability(booster.plugin, "cpu").fully_sharded:
         return booster.shard_ranks(world_size, local_world_size)
-    return world_size // (booster.tp * booster.pp)  # sequence-parallel ranks share the states too
+    # Sequence-parallel ranks share the states too; copies of a group that shards do not.
+    return world_size // (booster.tp * booster.pp * booster.extra_dp)
 
 
 def _share(part: StagePart, ranks: int) -> int:

@@ -48,8 +48,9 @@ def step(boosted: Boosted, batch) -> tuple[float, float | None]:
     return sum_over_ranks([loss], boosted.device)[0], norm
 
 
-def _run(plugin: str, world_size: int, precision: str, accumulation: int, **flags):
-    return small_run.run_config(Layout(plugin, world_size), precision, accumulation, **flags)
+def _run(plugin: str, world_size: int, precision: str, accumulation: int, tp: int = 1, **flags):
+    layout = Layout(plugin, world_size, tp=tp, flags=tuple(flags.items()))
+    return small_run.run_config(layout, precision, accumulation)
 
 
 @contextmanager
@@ -61,9 +62,9 @@ def _unmended_accumulation() -> Iterator[None]:
         yield
 
 
-def trajectory(world_size, precision, accumulation=1, whole=False, num_steps=10, unmended=False) -> dict:
+def trajectory(world_size, precision, accumulation=1, whole=False, num_steps=10, unmended=False, **flags) -> dict:
     """First step's whole gradients, and every step's norm and loss, as `reference.Trajectory` has them."""
-    boosted = boost(_run("gemini", world_size, precision, accumulation), whole)
+    boosted = boost(_run(flags.pop("plugin", "gemini"), world_size, precision, accumulation, **flags), whole)
     batches = small_run.batches(boosted.run, boosted.grid.dp_rank, boosted.grid.dp_size)
     gradients, losses, norms = {}, [], []
     for number in range(num_steps):
@@ -122,7 +123,7 @@ def too_little_memory(world_size) -> str:
 
 
 def resumed(world_size, precision, accumulation, whole=False, plugin="gemini", **flags) -> bool:
-    """True on rank 0 if 3 steps + a resume + 3 steps equal 6 steps to the last bit."""
+    """True if 3 steps + a resume + 3 steps equal 6 steps to the last bit."""
     run = _run(plugin, world_size, precision, accumulation, **flags)
     straight = boost(run, whole)
     rank, size = straight.grid.dp_rank, straight.grid.dp_size
@@ -142,9 +143,25 @@ def resumed(world_size, precision, accumulation, whole=False, plugin="gemini", *
     got = [step(again, batch) for batch in batches[3:]]
     return (
         expected == got
-        and _same(state, restored if rank == 0 else state)
+        and _same(state, restored if straight.grid.is_writer else state)
         and _same(state_of(straight), state_of(again))
     )
+
+
+def moved(source: Layout, target: Layout) -> bool:
+    """True if another layout on the same ranks takes over the whole state, and computes the same next loss."""
+    before, after = (boost(small_run.run_config(layout, "bf16")) for layout in (source, target))
+    batches = small_run.batches(before.run, before.grid.dp_rank, before.grid.dp_size)
+    for batch in islice(batches, 3):
+        step(before, batch)
+    box = [state_of(before)]
+    torch.distributed.broadcast_object_list(box, src=0)
+    after.state.scatter(box[0].__getitem__)
+    after.state.set_optimizer_steps(before.state.optimizer_steps())
+    arrived = state_of(after)
+    batch = next(small_run.batches(after.run, after.grid.dp_rank, after.grid.dp_size, {"step": 3}))
+    difference = abs(step(after, batch)[0] - step(before, next(batches))[0])
+    return _same(box[0], arrived if after.grid.is_writer else box[0]) and difference < 2e-2
 
 
 def _same(one: dict, other: dict) -> bool:
@@ -153,12 +170,13 @@ def _same(one: dict, other: dict) -> bool:
     )
 
 
-def start(world_size, precision) -> bool:
-    """True on rank 0 if the masters start as the very fp32 weights given and the moments as zeros."""
-    boosted = boost(_run("gemini", world_size, precision, 1))
+def start(world_size, precision, **flags) -> bool:
+    """True if the masters start as the very fp32 weights given, the working weights as these rounded, and the moments
+    as zeros."""
+    boosted = boost(_run("gemini", world_size, precision, 1, **flags))
     given = dict(small_run.small_model().named_parameters())
     state = state_of(boosted)
-    if boosted.grid.dp_rank == 0:
+    if boosted.grid.is_writer:
         assert list(state) == list(given)
         assert all(torch.equal(state[name]["param"], given[name].detach()) for name in given)
         assert not any(state[name][moment].any() for name in given for moment in ("exp_avg", "exp_avg_sq"))
@@ -166,6 +184,35 @@ def start(world_size, precision) -> bool:
         chunk, pair = (boosted.model.chunk_manager.get_chunk(tensor) for tensor in (working, master))
         assert torch.equal(chunk.payload, pair.payload.to(chunk.dtype))
     return boosted.state.optimizer_steps() == 0
+
+
+def held_while_boosted(world_size) -> tuple[float, float]:
+    """The most that was in chunks at any time of the boosting, and what is in them after it, as shares of all weights
+    and masters."""
+    from colossalai.zero.gemini.chunk import ChunkManager  # importable only after llama_dyt.boosters
+
+    register, preprocess = ChunkManager.register_tensor, gemini.ChunkedModel._preprocess_param
+    total = sum(parameter.numel() for parameter in small_run.small_model().parameters()) * (2 + 4)
+    most, loose = 0.0, 0
+
+    def look_at_parameter(self, parameter):
+        nonlocal loose
+        preprocess(self, parameter)
+        with_memory = sum(not p.is_meta and p not in self.chunk_manager.tensor_chunk_map for p in self.param2name)
+        loose = max(loose, with_memory)
+
+    def look_at_chunks(self, *args, **kwargs):
+        nonlocal most
+        register(self, *args, **kwargs)
+        most = max(most, sum(self.total_mem.values()) / total)
+
+    with (
+        mock.patch.object(ChunkManager, "register_tensor", look_at_chunks),
+        mock.patch.object(gemini.ChunkedModel, "_preprocess_param", look_at_parameter),
+    ):
+        boosted = boost(_run("gemini", world_size, "bf16", 1))
+    assert loose == 1
+    return most, sum(boosted.model.chunk_manager.total_mem.values()) / total
 
 
 def overflow(world_size, accumulation, whole) -> dict:

@@ -15,6 +15,12 @@ from tests.distributed.small_run import GLOBAL_ROWS, LAYOUTS, Layout, hybrid
 
 MATRIX_LAYOUTS = [
     *LAYOUTS,
+    Layout("gemini", 4, tp=2),
+    Layout("gemini", 4, flags=(("extra_dp", 2),)),
+    Layout("gemini", 4, tp=2, flags=(("extra_dp", 2),)),
+    Layout("gemini_auto", 2, tp=2),
+    Layout("hybrid_parallel_cpu", 2, pp=2),
+    Layout("hybrid_parallel_cpu", 2, zero=2),
     hybrid(2, tp=2, sp_mode="split_gather"),
     hybrid(4, tp=2, zero=2, sp_mode="split_gather"),
     hybrid(4, tp=2, pp=2, sp_mode="split_gather"),
@@ -58,10 +64,13 @@ CELLS = [
 
 REFUSED: list[tuple[dict[str, Any], int]] = [
     ({"plugin": "gemini", "mixed_precision": "fp32"}, 2),
+    ({"plugin": "gemini", "pp": 2}, 2),
     ({"plugin": "zero2", "tp": 2}, 2),
+    ({"plugin": "zero2", "extra_dp": 2}, 2),
     ({"plugin": "fsdp", "pp": 2}, 2),
     ({"plugin": "hybrid_parallel", "zero": 1, "mixed_precision": "fp32"}, 2),
     ({"plugin": "hybrid_parallel", "zero": 2, "pp": 2, "batch_size": 4}, 4),
+    ({"plugin": "hybrid_parallel_cpu", "zero": 0}, 2),
     ({"plugin": "hybrid_parallel", "tp": 2, "sp_mode": "ring"}, 2),
     ({"plugin": "hybrid_parallel", "sp": 2, "sp_mode": "ring_attn"}, 2),
     ({"plugin": "hybrid_parallel", "pp": 2, "pp_style": "interleaved", "batch_size": 3}, 2),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.distributed import reference
+from tests.distributed.small_run import Layout
 
 CASES = "tests.distributed.gemini_cases:"  # by name: the tests themselves need not import the engine
 
@@ -37,20 +38,21 @@ def gradient_errors(result: dict, precision: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "precision", "accumulation", "whole"),
-    [
-        (1, "bf16", 2, False),
-        (2, "bf16", 1, False),
-        (2, "bf16", 2, False),
-        (2, "bf16", 2, True),
-        (2, "fp16", 2, False),
-        (2, "fp16", 2, True),
-        (4, "bf16", 1, False),
-        (4, "fp16", 2, False),
+    ("world_size", "precision", "accumulation", "whole", "flags"),
+    [  # one and two ranks with sharded chunks: see test_parity
+        (2, "bf16", 2, True, {}),
+        (2, "fp16", 2, True, {}),
+        (2, "bf16", 2, True, {"tp": 2}),
+        (2, "bf16", 2, False, {"tp": 2, "plugin": "gemini_auto"}),
+        (2, "bf16", 1, False, {"extra_dp": 2}),
+        (4, "bf16", 2, False, {}),
+        (4, "fp16", 2, False, {"tp": 2}),
+        (4, "bf16", 2, False, {"extra_dp": 2}),
+        (4, "bf16", 2, True, {"extra_dp": 2}),
     ],
 )
-def test_gradients_norms_and_losses_are_those_of_one_process(pool, world_size, precision, accumulation, whole):
-    result = _trajectory(pool, world_size, precision=precision, accumulation=accumulation, whole=whole)
+def test_gradients_norms_and_losses_are_those_of_one_process(pool, world_size, precision, accumulation, whole, flags):
+    result = _trajectory(pool, world_size, precision=precision, accumulation=accumulation, whole=whole, **flags)
     errors = gradient_errors(result, precision)
     assert max(errors.values()) < 1, {kind: error for kind, error in errors.items() if error >= 1}
     exact = reference.train()
@@ -66,10 +68,10 @@ def test_the_engines_own_accumulation_would_fail_that_test(pool):
     assert result["grad_norms"][0] != pytest.approx(reference.train().grad_norms[0], rel=0.05)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_placement_changes_no_bit(pool, precision):
+@pytest.mark.parametrize("tp", [1, 2])
+def test_placement_changes_no_bit(pool, tp):
     def run(plugin: str, **flags) -> dict:
-        return _placed(pool, plugin, precision, **flags)
+        return _placed(pool, plugin, "bf16", tp=tp, **flags)
 
     plain = run("gemini")
     assert plain["offloaded_fraction"] == 0
@@ -103,12 +105,10 @@ def test_memory_too_short_to_place_the_model_names_the_flags(pool):
 @pytest.mark.parametrize(
     ("world_size", "precision", "accumulation", "whole", "flags"),
     [
-        (1, "bf16", 1, False, {}),
-        (2, "fp16", 1, False, {}),
         (2, "bf16", 2, True, {}),
         (2, "bf16", 1, False, {"offload_optim_frac": 1.0, "offload_param_frac": 1.0}),
-        (2, "fp16", 2, False, {"plugin": "gemini_auto"}),
-        (4, "bf16", 1, False, {"offload_optim_frac": 0.5}),
+        (4, "bf16", 1, False, {"offload_optim_frac": 0.5, "tp": 2}),
+        (4, "fp16", 1, False, {"extra_dp": 2}),
     ],
 )
 def test_resume_continues_to_the_last_bit(pool, world_size, precision, accumulation, whole, flags):
@@ -123,12 +123,25 @@ def test_resume_continues_to_the_last_bit(pool, world_size, precision, accumulat
     assert results == [True] * world_size
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_masters_start_as_the_fp32_weights(pool, world_size):
-    assert all(pool(world_size).run(CASES + "start", world_size=world_size, precision="bf16"))
+def test_no_rank_holds_the_whole_model_while_it_is_boosted(pool):
+    for most, after in pool(4).run(CASES + "held_while_boosted", world_size=4):
+        assert after == pytest.approx(1 / 4, rel=0.2)
+        assert most < 1 / 2  # two chunks of sixteen are open at a time
 
 
-@pytest.mark.parametrize(("accumulation", "whole"), [(1, False), (2, False), (2, True)])
+def test_state_moves_between_layouts(pool):
+    """Between other plugins too: see test_moving."""
+    replicas, tensor_parallel = Layout("gemini", 4, flags=(("extra_dp", 2),)), Layout("gemini_auto", 4, tp=2)
+    for source, target in ((tensor_parallel, replicas), (replicas, tensor_parallel)):
+        assert all(pool(4).run(CASES + "moved", source=source, target=target))
+
+
+@pytest.mark.parametrize("flags", [{"extra_dp": 2}, {"tp": 2}])
+def test_masters_start_as_the_fp32_weights(pool, flags):
+    assert all(pool(4).run(CASES + "start", world_size=4, precision="bf16", **flags))
+
+
+@pytest.mark.parametrize(("accumulation", "whole"), [(1, False), (2, True)])
 def test_an_overflow_skips_one_step_and_no_more(pool, accumulation, whole):
     for result in pool(2).run(CASES + "overflow", world_size=2, accumulation=accumulation, whole=whole):
         assert result["skipped"].skipped

@@ -43,8 +43,15 @@ CASES += [
     (hybrid(4, tp=2, pp=2, pp_style="zbv", sp_mode="split_gather"), "fp32", 2),
     (hybrid(4, pp=2, pp_style="zbv", sp=2), "fp32", 2),
     (hybrid(4, pp=2, pp_style="zbv", zero=1), "bf16", 2),
+    (Layout("hybrid_parallel_cpu", 2, pp=2), "bf16", 2),
 ]
-SHARED = [*LAYOUTS, hybrid(4, sp=2, zero=1), hybrid(2, tp=2, sp_mode="split_gather")]
+SHARED = [
+    *LAYOUTS,
+    hybrid(4, sp=2, zero=1),
+    hybrid(2, tp=2, sp_mode="split_gather"),
+    Layout("gemini", 4, tp=2),
+    Layout("gemini", 4, flags=(("extra_dp", 2),)),
+]
 
 
 @pytest.mark.parametrize(("layout", "precision", "accumulation"), CASES, ids=lambda value: str(value))
@@ -161,6 +168,7 @@ def test_losses_alone_do_not_notice_halved_gradients(pool):
         (Layout("zero2", 2), "fp32"),
         (Layout("gemini", 2), "bf16"),
         (Layout("fsdp", 2), "fp32"),
+        (Layout("gemini", 2, tp=2), "bf16"),
         (hybrid(2, tp=2), "fp32"),
         (hybrid(2, pp=2), "fp32"),
         (hybrid(2, sp=2), "fp32"),
@@ -196,6 +204,7 @@ def test_the_rmsnorm_baseline_equals_plain_pytorch(pool, layout: Layout):
         (hybrid(2, pp=2, pp_style="zbv"), "fp32"),
         (hybrid(4, tp=2, pp=2, sp_mode="split_gather"), "fp32"),
         (hybrid(4, pp=2, zero=1), "bf16"),
+        (Layout("gemini", 2, tp=2), "bf16"),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ LAYOUTS = [
     Layout("gemini", 2),
     Layout("gemini_auto", 2),
     Layout("fsdp", 2),
+    Layout("gemini", 2, tp=2),
     hybrid(2),
     hybrid(2, zero=1),
     hybrid(2, tp=2),

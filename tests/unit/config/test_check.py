@@ -86,9 +86,17 @@ def test_layers_need_not_divide_over_stages_and_accumulation_feeds_the_pipeline(
     [
         ({"plugin": "gemini", "mixed_precision": "fp32"}, "fp32: --plugin gemini has fp16 and bf16 only"),
         ({"plugin": "gemini_auto", "mixed_precision": "fp32"}, "zero2, zero2_cpu, hybrid_parallel"),
-        ({"plugin": "zero2", "tp": 2, "world_size": 2}, "no tensor parallelism; take --plugin hybrid_parallel"),
+        (
+            {"plugin": "zero2", "tp": 2, "world_size": 2},
+            "no tensor parallelism; take --plugin gemini or gemini_auto or",
+        ),
+        ({"plugin": "zero2", "extra_dp": 2, "world_size": 2}, "no extra data parallelism; take --plugin gemini or"),
+        ({"plugin": "gemini", "extra_dp": 3, "tp": 2, "world_size": 8}, "not divide the 4 data-parallel ranks; give a"),
         ({"plugin": "gemini", "pp": 2, "world_size": 2}, "no pipeline parallelism"),
         ({"plugin": "gemini", "zero": 2}, "shards in its own way"),
+        ({"plugin": "3d_cpu", "zero": 0}, "--zero 0: --plugin hybrid_parallel_cpu has stage 1 or 2"),
+        ({"plugin": "3d_cpu", "zero": 2, "pp": 2, "world_size": 2}, "--plugin hybrid_parallel_cpu has stage 1"),
+        ({"plugin": "3d_cpu", "mixed_precision": "fp32"}, "--plugin hybrid_parallel_cpu has fp16 and bf16 only"),
         ({"plugin": "fsdp", "zero": 2}, "--zero 2: --plugin fsdp shards in its own way; leave the flag out"),
         ({"plugin": "fsdp", "tp": 2, "world_size": 2}, "--plugin fsdp has no tensor parallelism"),
         ({"plugin": "fsdp", "shard_size": 2, "world_size": 4}, "no effect with --plugin fsdp; leave it out, or take"),

@@ -32,8 +32,14 @@ def test_gemini_fully_sharded_divides_everything():
     assert states(8, plugin="gemini", mixed_precision="bf16") == pytest.approx(14 * PARAMETERS / 8)
 
 
-def test_offloading_moves_the_optimizer_to_the_host():
-    memory = estimate(8, plugin="zero2_cpu", mixed_precision="bf16")
+def test_gemini_divides_by_tensor_parallelism_and_its_sharding_group_but_not_by_copies_of_that():
+    flags = {"plugin": "gemini", "mixed_precision": "bf16", "tp": 2, "extra_dp": 2}
+    assert states(8, **flags) == pytest.approx(14 * PARAMETERS / 2 / 2)
+
+
+@pytest.mark.parametrize("plugin", ["zero2_cpu", "hybrid_parallel_cpu"])
+def test_offloading_moves_the_optimizer_to_the_host(plugin):
+    memory = estimate(8, plugin=plugin, mixed_precision="bf16")
     assert memory.optimizer == 0
     assert memory.host == pytest.approx(12 * PARAMETERS / 8)
 
