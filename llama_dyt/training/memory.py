@@ -95,8 +95,8 @@ def _of_stage(run: RunConfig, config: PretrainedConfig, stage: int, part: StageP
         )
     zero = zero_stage(booster.plugin, "cpu", booster.zero) or 0
     mine = share if zero else held
-    # In fp32 the weights themselves are what Adam updates.
-    states = (_MOMENT_BYTES + (0 if working == _MASTER_BYTES else _MASTER_BYTES)) * float(mine)
+    # In fp32 and without ZeRO the weights themselves are what Adam updates.
+    states = (_MOMENT_BYTES + (_MASTER_BYTES if zero or working != _MASTER_BYTES else 0)) * float(mine)
     gradients = working * float(share if zero == 2 else held)
     if can.offload == "always":
         return MemoryEstimate(working * held, gradients, 0.0, activations, host=states)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from colossalai.zero import LowLevelZeroOptimizer
 from torch.distributed.tensor import DTensor
 
 from llama_dyt.boosters.boosted import Boosted
@@ -15,10 +14,10 @@ from tests.distributed.cases import boost
 from tests.distributed.small_run import Layout
 
 
-def model_states(layout: Layout, precision: str, accumulation: int = 1) -> dict[str, int]:
+def model_states(layout: Layout, precision: str, accumulation: int, num_layers: int) -> dict[str, int]:
     """Bytes this rank holds after its first step, by what `--dry_run` calls them; gradients before that step ends."""
     run = small_run.run_config(layout, precision, accumulation)
-    boosted = boost(run)
+    boosted = boost(run, num_layers=num_layers)
     batches = small_run.batches(run, boosted.grid.dp_rank, boosted.grid.dp_size)
     boosted.forward_backward(next(batches))
     gradients = _bytes(_gradients(boosted))
@@ -67,7 +66,7 @@ def _gradients(boosted: Boosted) -> list[torch.Tensor]:
     if isinstance(boosted.model, ChunkedModel):
         chunks = boosted.model.chunk_manager.get_chunks(boosted.model.fp16_params)
         return [chunk.grad_chunk.payload for chunk in chunks if chunk.grad_chunk is not None]
-    if isinstance(boosted.optimizer, LowLevelZeroOptimizer):
+    if hasattr(boosted.optimizer, "pid_to_grad_store"):  # the engine's ZeRO
         stores = boosted.optimizer.pid_to_grad_store.values()
         return [
             gradient

@@ -34,9 +34,11 @@ pytestmark = pytest.mark.distributed
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_model_states_are_estimated_within_ten_percent(pool, layout: Layout, precision: str, accumulation: int):
     run = small_run.run_config(layout, precision, accumulation)
-    estimates = estimate_memory(run, small_run.model_config(), layout.world_size)
+    # Of a smaller model a tenth of Gemini's chunks would be empty; of a large one hardly anything is.
+    num_layers = 8 if layout.plugin == "gemini" else 4
+    estimates = estimate_memory(run, small_run.model_config(num_layers=num_layers), layout.world_size)
     measured = pool(layout.world_size).run(
-        memory_cases.model_states, layout=layout, precision=precision, accumulation=accumulation
+        memory_cases.model_states, layout=layout, precision=precision, accumulation=accumulation, num_layers=num_layers
     )
     # Ranks of one stage hold equally much, but for rounding; of the stages the heaviest is compared.
     for what in ("parameters", "gradients", "optimizer"):
