@@ -32,6 +32,7 @@ class StagePart:
         num_parameters: numbers held by one rank.
         num_replicated: those of them that every tensor-parallel rank holds alike (norms, embedding scale).
         num_padding: rows of padding over all tensor-parallel ranks of the stage, in numbers.
+        num_copied: numbers held here a second time: a head tied to an embedding on another stage.
     """
 
     layers: tuple[int, ...]
@@ -39,10 +40,12 @@ class StagePart:
     num_parameters: int
     num_replicated: int
     num_padding: int
+    num_copied: int = 0
 
     def num_distinct(self, tp_size: int) -> int:
         """Numbers of the model that the stage's tensor-parallel ranks hold together, each counted once."""
-        return (self.num_parameters - self.num_replicated) * tp_size + self.num_replicated - self.num_padding
+        cut = self.num_parameters - self.num_replicated - self.num_copied
+        return cut * tp_size + self.num_replicated - self.num_padding
 
 
 def layers_of_stages(num_layers: int, pp_size: int, chunks: int = 1, zigzag: bool = False) -> list[tuple[int, ...]]:
@@ -75,6 +78,7 @@ def partition(
     pp_size: int = 1,
     chunks: int = 1,
     zigzag: bool = False,
+    tied: bool = False,
 ) -> list[StagePart]:
     """The parts of a model, one for each pipeline stage.
 
@@ -82,6 +86,7 @@ def partition(
         shapes: name → whole shape of every parameter of a causal LM.
         family: what is cut, and how.
         chunks, zigzag: as for `layers_of_stages`.
+        tied: the head is the embedding, and not among `shapes`; on a stage of its own it is held again.
     """
     layer_prefix = f"{family.decoder}.{family.layers}."
     numbers = {int(name.removeprefix(layer_prefix).split(".")[0]) for name in shapes if name.startswith(layer_prefix)}
@@ -101,8 +106,15 @@ def partition(
             replicated[stage] += math.prod(local)
         else:
             padding[stage] += math.prod(local) * tp_size - math.prod(whole)
+    copied = [0] * pp_size
+    if tied and last:
+        copy = held[0][f"{family.decoder}.{family.embedding}.weight"]
+        held[last][f"{family.head}.weight"] = copy
+        copied[last] = math.prod(copy)
     return [
-        StagePart(layers, of_stage, sum(map(math.prod, of_stage.values())), replicated[stage], padding[stage])
+        StagePart(
+            layers, of_stage, sum(map(math.prod, of_stage.values())), replicated[stage], padding[stage], copied[stage]
+        )
         for stage, (layers, of_stage) in enumerate(zip(stages, held, strict=True))
     ]
 

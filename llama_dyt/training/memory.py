@@ -53,6 +53,7 @@ def stage_parts(run: RunConfig, config: PretrainedConfig) -> list[StagePart]:
         pp_size=booster.pp,
         chunks=booster.model_chunks,
         zigzag=booster.pp_style == "zbv",
+        tied=bool(config.tie_word_embeddings),
     )
 
 

@@ -30,6 +30,15 @@ def test_the_ranks_hold_every_parameter_once(tp, pp):
     assert all(stage.num_parameters == sum(map(math.prod, stage.shapes.values())) for stage in stages)
 
 
+def test_a_tied_head_on_a_stage_of_its_own_is_held_twice_and_counted_once():
+    config = build_config("15m", vocab_size=97, num_hidden_layers=4, tie_word_embeddings=True)
+    for zigzag in (False, True):
+        stages = partition(shapes_of(config), FAMILIES["llama_dyt"], 2, 2, chunks=2, zigzag=zigzag, tied=True)
+        holders = [stage for stage in stages if "lm_head.weight" in stage.shapes]
+        assert holders == ([] if zigzag else stages[1:])  # at both ends of the V is one stage
+        assert sum(stage.num_distinct(2) for stage in stages) == count_parameters(config)
+
+
 def test_left_over_layers_go_to_the_middle_and_chunks_go_round_or_back():
     assert [len(layers) for layers in layers_of_stages(10, 4)] == [2, 3, 3, 2]
     assert layers_of_stages(8, 2, chunks=2) == [(0, 1, 4, 5), (2, 3, 6, 7)]
