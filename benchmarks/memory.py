@@ -111,13 +111,11 @@ def run_one(plugin: str, processes: int, precision: str, flags: list[str]) -> di
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown; optimizer states also as a share of the same plugin's on one process, where that was run."""
+    """The rows as Markdown; optimizer states also as a share of the same plugin's on one process, if that was run."""
     alone = {row["plugin"]: row["optimizer_state_bytes"] for row in rows if row["processes"] == 1}
-    lines = [
-        "| plugin | precision | processes | peak a rank, MB | above start, MB | weights + gradients, MB | optimizer state, MB "
-        "| of one process's |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["plugin", "precision", "processes", "peak a rank, MB", "above start, MB"]
+    heads += ["weights + gradients, MB", "optimizer state, MB", "of one process's"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in rows:
         of_one = alone.get(row["plugin"])
         share = f"1/{of_one / row['optimizer_state_bytes']:.2f}" if of_one else "–"
@@ -161,7 +159,7 @@ def main() -> None:
             rows.append(run_one(plugin, processes, precision, [*flags, *arguments.flags]))
             print(f"{plugin} on {processes}: peak {rows[-1]['peak_mb']:,.0f} MB a rank", file=sys.stderr)
     print(table(rows))
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     report = {
         "date": now.isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),

@@ -14,6 +14,7 @@ import torch
 from colossalai.zero import GeminiOptimizer, LowLevelZeroOptimizer
 
 from .boosted import Boosted
+from .interface import MOMENTS
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _masters(boosted: Boosted) -> Iterator[torch.Tensor]:
 
 def _moments(boosted: Boosted) -> Iterator[torch.Tensor]:
     for state in boosted.optimizer.optim.state.values():
-        yield from (value for value in state.values() if isinstance(value, torch.Tensor) and value.numel() > 1)
+        yield from (state[moment] for moment in MOMENTS if moment in state)
 
 
 def _gradients(boosted: Boosted) -> Iterator[torch.Tensor]:
