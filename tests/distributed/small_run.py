@@ -57,7 +57,7 @@ class Layout:
         if capability(self.plugin, "cpu").fully_sharded:
             return self.booster.shard_ranks(self.world_size)
         data = 1 if zero_stage(self.plugin, "cpu", self.zero) == 0 else self.dp * self.slices
-        return self.tp * self.pp * data
+        return self.tp * self.pp * data // self.booster.extra_dp
 
     @property
     def slices(self) -> int:
