@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import socket
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import psutil
@@ -167,9 +167,11 @@ class ChunkedModel(GeminiDDP):
         super()._init_chunks(**kwargs)
         for parameter in self.fp16_params:  # before upstream's own hooks, which take the gradients
             if cut_dimension(parameter) is not None:
-                parameter.register_hook(partial(self._fetch_for_gradient, parameter))
+                # Weakly: autograd's hooks are hidden from the garbage collector, and would keep the model for good.
+                model, held = weakref.ref(self), weakref.ref(parameter)
+                parameter.register_hook(lambda _, model=model, held=held: model()._fetch_for_gradient(held()))
 
-    def _fetch_for_gradient(self, parameter: nn.Parameter, gradient: torch.Tensor) -> None:
+    def _fetch_for_gradient(self, parameter: nn.Parameter) -> None:
         """Bring a parameter's chunk before its gradient is put there.
 
         Tensor-parallel layers are autograd functions of their own, around which no hook of Gemini's stands in backward:
