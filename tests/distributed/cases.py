@@ -117,11 +117,14 @@ def train(
     num_steps: int = 10,
     fault: str | None = None,
     tied: bool = False,
+    loss_scale: float | None = None,
     **flags: Any,
 ) -> RankResult:
-    """Train the small run boosted."""
+    """Train the small run boosted; `loss_scale`: fp16's first one, None for the usual."""
     run = small_run.run_config(layout, precision, accumulation, **flags)
     boosted = boost(run, norm, fault=fault, tied=tied)
+    if loss_scale is not None:
+        boosted.scaler.load_state_dict({"scale": loss_scale, "growth_step": 0, "hysteresis_step": 0})
     start = gathered(boosted)
     gradients: dict[str, torch.Tensor] = {}
     losses, grad_norms = [], []

@@ -28,7 +28,7 @@ def pool():
 
 @pytest.fixture(scope="session")
 def matrix_results(request):
-    """Cell → how far its gradients were off; what is in it at the end goes into the page."""
+    """Cell → how far its gradients were off; None where it failed; at the end it goes into the page."""
     results = {}
     yield results
     if request.config.getoption("--write-table"):

@@ -226,14 +226,12 @@ def _run_case(case: str, kwargs: dict[str, Any], rank: int, world_size: int, por
 
     from llama_dyt.boosters.launch import ProcessEnvironment, launch, shutdown
 
-    from colossalai.zero.gemini.gemini_mgr import GeminiManager
-
     module, function = case.split(":")
     launch(seed=0, environment=ProcessEnvironment(rank, world_size, local_rank=rank, master_port=port))
     result = getattr(importlib.import_module(module), function)(**kwargs)
-    # The engine's groups, with two threads each, end with the plugins that made them, which are in reference cycles and,
-    # Gemini's, in a cache. A rank that leaves early would break off a collective of the others, hence the barrier.
-    GeminiManager._get_layout_info.cache_clear()
+    # The engine's groups, with two threads each, end with the plugins that made them, which are in reference cycles
+    # and, Gemini's, in a cache. A rank that leaves early would break off a collective of the others, hence the barrier.
+    importlib.import_module("colossalai.zero.gemini.gemini_mgr").GeminiManager._get_layout_info.cache_clear()
     gc.collect()
     dist.barrier()
     shutdown()

@@ -1,6 +1,7 @@
 """The whole matrix of layouts, and the table of it in docs/parallelism.md.
 
-    bash scripts/test.sh -m matrix --write-table    runs all of it, half an hour or more, and writes the table
+    bash scripts/test.sh -m matrix --write-table            runs all of it, half an hour or more, and writes the table
+    bash scripts/test.sh -m matrix --write-table -k zbv     a part, whose rows it writes anew
 
 What of it the suite runs every time is in `test_parity.py`.
 """
@@ -18,6 +19,7 @@ from tests.distributed.parity import check_all
 @pytest.mark.distributed
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_every_cell_equals_plain_pytorch(pool, matrix_results, cell: Cell):
+    matrix_results[cell] = None
     results = pool(cell.layout.world_size).run(
         cases.train,
         layout=cell.layout,
@@ -25,6 +27,8 @@ def test_every_cell_equals_plain_pytorch(pool, matrix_results, cell: Cell):
         accumulation=cell.accumulation,
         norm=cell.norm,
         gradient_checkpoint=cell.recompute,
+        # Some of these gradients are too large for the usual first scale, and a skipped step shows nothing.
+        loss_scale=2.0**12 if cell.precision == "fp16" else None,
     )
     matrix_results[cell] = check_all(results, cell.precision, norm=cell.norm)
 
