@@ -1,7 +1,7 @@
 """The whole matrix of layouts, and the table of it in docs/parallelism.md.
 
     bash scripts/test.sh -m matrix --write-table            runs all of it, half an hour or more, and writes the table
-    bash scripts/test.sh -m matrix --write-table -k zbv     a part, whose rows it writes anew
+    bash scripts/test.sh -m matrix --write-table -k zbv     a part, whose entries it writes anew
 
 What of it the suite runs every time is in `test_parity.py`.
 """
@@ -33,8 +33,13 @@ def test_every_cell_equals_plain_pytorch(pool, matrix_results, cell: Cell):
     matrix_results[cell] = check_all(results, cell.precision, norm=cell.norm)
 
 
-def test_the_page_shows_the_layouts_that_the_matrix_has():
-    assert table.cells_on_page() == {str(cell.layout): None for cell in CELLS}.keys()
+def test_the_page_shows_that_every_layout_passes():
+    on_page = table.on_page()
+    assert on_page.keys() == {str(cell.layout) for cell in CELLS}
+    for name, entries in on_page.items():
+        for precision, entry in zip(table.PRECISIONS, entries, strict=True):
+            count = sum(str(cell.layout) == name and cell.precision == precision for cell in CELLS)
+            assert entry.startswith(f"{count} of {count}: " if count else "not there"), f"{name}: {precision}: {entry}"
 
 
 @pytest.mark.parametrize(("flags", "processes"), REFUSED, ids=str)
