@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_dyt.data.split import is_held_out
 from llama_dyt.errors import DataError
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 VOCAB_SIZE = 4096
-_VALIDATION_PER_MILLE = 40
+VALIDATION_FRACTION = 0.04
 _TOKENIZER_CHARACTERS = 4_000_000  # seen by the tokenizer's training; more makes it slower, not better, at this size
 _LEAST_CHARACTERS = 500_000
 # Not text to learn from: tests, bundled programs, tables of code points, and files that differ from machine to machine.
@@ -90,13 +91,6 @@ def sample_documents() -> Iterator[dict]:
     yield from (document for _, document in sorted(documents, key=lambda pair: pair[0]))
 
 
-def is_held_out(text: str) -> bool:
-    """Whether a document belongs to validation: decided by its own hash, whatever else is in the corpus."""
-    return (
-        int.from_bytes(hashlib.sha256(b"validation" + text.encode()).digest()[:4], "big") % 1000 < _VALIDATION_PER_MILLE
-    )
-
-
 def _library_sources() -> Iterator[tuple[dict, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
@@ -127,8 +121,8 @@ def _build_aside(target: Path) -> None:
         )
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        train = [document for document in documents if not is_held_out(document["text"])]
-        held_out = [document for document in documents if is_held_out(document["text"])]
+        train = [document for document in documents if not _held_out(document)]
+        held_out = [document for document in documents if _held_out(document)]
         _write_lines(aside / "train" / "sample.jsonl", train)
         _write_lines(aside / "validation" / "validation.jsonl", held_out)
         train_sentencepiece(_first_characters(train), aside / "tokenizer", VOCAB_SIZE)
@@ -139,6 +133,10 @@ def _build_aside(target: Path) -> None:
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _held_out(document: dict) -> bool:
+    return is_held_out(document["text"], VALIDATION_FRACTION)
 
 
 def _first_characters(documents: list[dict]) -> Iterator[str]:

@@ -16,8 +16,9 @@ from llama_dyt.data.baselines import (
     model_bits_per_byte,
     unigram_bits_per_byte,
 )
-from llama_dyt.data.sample import build_sample_corpus, is_held_out, sample_documents
+from llama_dyt.data.sample import VALIDATION_FRACTION, build_sample_corpus, sample_documents
 from llama_dyt.data.sources import open_source
+from llama_dyt.data.split import is_held_out
 from llama_dyt.data.tokenizer import encode_batch, load_tokenizer
 from llama_dyt.errors import DataError
 
@@ -45,8 +46,8 @@ def test_held_out_documents_are_disjoint_from_training_and_chosen_by_hash(corpus
     held_out = {document["text"] for document in lines(corpus.validation_file)}
     assert len(held_out) >= 10
     assert not train & held_out
-    assert all(map(is_held_out, held_out))
-    assert not any(map(is_held_out, train))
+    assert all(is_held_out(text, VALIDATION_FRACTION) for text in held_out)
+    assert not any(is_held_out(text, VALIDATION_FRACTION) for text in train)
 
 
 def test_tokenizer_fits_and_gives_the_corpus_back(corpus):
