@@ -3,6 +3,7 @@
 #
 #   bash scripts/test.sh                            everything
 #   bash scripts/test.sh -m "not slow" tests/unit   a part of it
+#   bash scripts/test.sh -n 0 tests/unit            in one process, as a debugger wants it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/common.sh
@@ -11,4 +12,5 @@ bash scripts/setup.sh --dev
 use_environment "$PWD"
 keep_large_buffers
 ruff check .
-exec python -m pytest "$@"
+# Two files at a time: most of the time goes to processes that start or wait for each other.
+exec python -m pytest -n 2 --dist loadfile "$@"

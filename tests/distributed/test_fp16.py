@@ -10,10 +10,7 @@ pytestmark = pytest.mark.distributed
 
 LAYOUTS = [
     Layout("zero2", 2),
-    Layout("zero2_cpu", 2),
     Layout("gemini", 2),
-    Layout("gemini_auto", 2),
-    Layout("zero1", 2),
     Layout("fsdp", 2),
     Layout("hsdp", 4, flags=(("shard_size", 2),)),
     Layout("gemini", 2, tp=2),

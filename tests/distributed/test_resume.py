@@ -13,12 +13,14 @@ from tests.distributed.training_cases import OVERFLOW_AT, SAVE_AT, TOTAL_STEPS, 
 
 pytestmark = pytest.mark.distributed
 
-# One rank would show nothing that two do not. fp16 has all that bf16 has, and a loss scale.
+FP32_TOO = (Layout("zero2", 2), Layout("fsdp", 2), hybrid(4, tp=2, pp=2))
+# One rank would show nothing that two do not. fp16 has all that bf16 and fp32 have, and a loss scale.
 CASES = [
-    pytest.param(layout, precision, marks=[pytest.mark.matrix] if precision == "bf16" else [])
+    pytest.param(layout, precision, marks=[] if every_time else [pytest.mark.matrix])
     for layout in LAYOUTS
     if layout.world_size > 1
     for precision in layout.precisions
+    for every_time in [precision == "fp16" or (precision == "fp32" and layout in FP32_TOO)]
 ] + [
     (hybrid(2, pp=2, pp_style="zbv"), "fp16"),
     (hybrid(4, sp=2, zero=1), "bf16"),

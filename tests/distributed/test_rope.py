@@ -12,12 +12,9 @@ pytestmark = pytest.mark.distributed
 LAST = 4095
 LAYOUTS = [
     Layout("zero2", 2),
-    Layout("zero2_cpu", 2),
     Layout("gemini", 2),
-    Layout("gemini_auto", 2),
     Layout("fsdp", 2),
     Layout("gemini", 2, tp=2),
-    hybrid(2),
     hybrid(2, zero=1),
     hybrid(2, tp=2),
     hybrid(2, pp=2),
