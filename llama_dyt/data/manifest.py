@@ -25,6 +25,7 @@ _NAME = re.compile(r"manifest_(\d{5})_of_(\d{5})\.json")
 _REMEDY = "prepare the data again, or fetch the folder anew"
 # Of one machine; everything else of a manifest must be equal on all of them.
 _OWN = ("rank", "shards", "num_bad_lines", "num_empty_documents", "dataset")
+_LONG = ("sources",)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Manifest:
         dtype: of the tokens in the files, "uint16" or "uint32", little-endian.
         bos, eos: the ids around each document; None where there is none.
         validation_fraction: share of the documents in the split `validation`.
+        max_num_tokens: of each machine, or None.
+        part_bytes, shard_tokens: how the text was cut into parts, and how long a shard may become.
         dataset: as it was named on the command line.
         sources: name and bytes of every file that was read, by any of the machines.
         num_bad_lines, num_empty_documents: records left out.
@@ -78,6 +81,8 @@ class Manifest:
     eos: int | None
     validation_fraction: float
     max_num_tokens: int | None
+    part_bytes: int
+    shard_tokens: int
     dataset: str
     sources: list[dict[str, Any]]
     num_bad_lines: int
@@ -92,8 +97,18 @@ def manifest_name(rank: int, world_size: int) -> str:
     return f"manifest_{rank:05d}_of_{world_size:05d}.json"
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write it so that it is there whole or not at all."""
+def differences(one: Manifest, other: Manifest) -> list[str]:
+    """What of `other`, by name and value, is not as in `one` though it must be equal on all machines."""
+    found = []
+    for field in fields(Manifest):
+        ours, theirs = getattr(one, field.name), getattr(other, field.name)
+        if field.name not in _OWN and ours != theirs:
+            found.append(field.name if field.name in _LONG else f"{field.name} ({theirs!r}, not {ours!r})")
+    return found
+
+
+def write_manifest(folder: Path, manifest: Manifest, name: str | None = None) -> None:
+    """Write it so that it is there whole or not at all, by its own name unless another is given."""
     totals = {
         split: {
             "tokens": sum(shard.tokens for shard in manifest.split(split)),
@@ -102,7 +117,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         for split in SPLITS
     }
     content = {"format": FORMAT, "version": VERSION, "totals": totals, **asdict(manifest)}
-    write_whole(folder / manifest_name(manifest.rank, manifest.world_size), json.dumps(content, indent=1) + "\n")
+    write_whole(
+        folder / (name or manifest_name(manifest.rank, manifest.world_size)), json.dumps(content, indent=1) + "\n"
+    )
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -200,14 +217,11 @@ def read_manifests(folder: Path) -> list[Manifest]:
         raise DataError(f"{folder}: holds no prepared data (no {manifest_name(0, 1)}); run prepare_data.py first")
     first = manifests[0]
     for other in manifests[1:]:
-        for field in fields(Manifest):
-            ours, theirs = getattr(first, field.name), getattr(other, field.name)
-            if field.name not in _OWN and ours != theirs:
-                shown = "" if field.name == "sources" else f" ({theirs!r}, not {ours!r})"
-                raise DataError(
-                    f"{folder}: rank {other.rank} was prepared with another {field.name} than rank {first.rank}{shown}"
-                    "; prepare one of them again"
-                )
+        if found := differences(first, other):
+            raise DataError(
+                f"{folder}: rank {other.rank} was prepared with another {', another '.join(found)} than rank "
+                f"{first.rank}; prepare one of them again"
+            )
     missing = sorted(set(range(first.world_size)) - {manifest.rank for manifest in manifests})
     if missing:
         shown = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
