@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_dyt.data.manifest import SPLITS, Shard, write_whole
-from llama_dyt.data.shard_writer import ASIDE, writing
+from llama_dyt.data.parts import Part
+from llama_dyt.data.shard_writer import writing
 from llama_dyt.errors import DataError
 
 SETTINGS = "settings.json"
@@ -102,19 +103,15 @@ def _read(file: Path) -> Entry:
         raise DataError(f"{file}: cannot be read ({error}); remove the output folder and prepare anew") from error
 
 
-def remove_leftovers(output: Path, owns: Any) -> None:
-    """Remove what a process that was killed left under other names.
-
-    Args:
-        owns: tells, of a part's number, whether it is this machine's.
-    """
+def remove_strays(output: Path, parts: Sequence[Part], journal: Journal) -> None:
+    """Remove every file of these parts that no entry speaks of: what a process that was killed left behind."""
+    numbers = {part.number for part in parts}
+    shards = [shard for number in numbers for entry in journal.entries(number) for shard in entry.shards]
+    known = {file(output) for shard in shards for file in (shard.tokens_file, shard.index_file)}
     for split in SPLITS:
-        for file in _files(output / split):
-            if file.name.endswith(ASIDE) and file.name[1:7].isdigit() and owns(int(file.name[1:7])):
+        folder = output / split
+        for file in list(folder.iterdir()) if folder.is_dir() else ():
+            number = file.name.removeprefix(".")[:6]
+            if file not in known and number.isdigit() and int(number) in numbers:
                 with contextlib.suppress(OSError):
                     file.unlink()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from list(folder.iterdir())

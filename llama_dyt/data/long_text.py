@@ -20,7 +20,7 @@ def cut_text(text: str, longest: int) -> Iterator[str]:
 
     Cut is behind a line end that stands alone between two visible characters, else before such a space, both looked
     for in the last quarter of a piece: tokenizers of LLaMA's and GPT-2's kinds join nothing across these. Where there
-    is none, as in a line of digits without a space, the cut is where the piece is full, and tokens around it may differ.
+    is none, as in a line of digits without a space, it is where the piece is full, and tokens around it may differ.
     """
     start = 0
     while len(text) - start > longest:

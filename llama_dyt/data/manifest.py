@@ -11,12 +11,13 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from llama_dyt.errors import DataError
 
-FORMAT = "llama_dyt token shards"
+FORMAT = "llama_dyt prepared data"
 VERSION = 1
 SPLITS = ("train", "validation")
 TOKENS_SUFFIX = ".tokens"
@@ -25,7 +26,6 @@ _NAME = re.compile(r"manifest_(\d{5})_of_(\d{5})\.json")
 _REMEDY = "prepare the data again, or fetch the folder anew"
 # Of one machine; everything else of a manifest must be equal on all of them.
 _OWN = ("rank", "shards", "num_bad_lines", "num_empty_documents", "dataset")
-_LONG = ("sources",)
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Manifest:
     """What one machine of `world_size` wrote.
 
     Attributes:
+        written_as: "shards", or "arrow" where the shards below were put together into rank_N.arrow.
         tokenizer: `tokenizer.tokenizer_fingerprint` of what encoded the text.
         vocab_size: every token is below it.
         dtype: of the tokens in the files, "uint16" or "uint32", little-endian.
@@ -72,6 +73,7 @@ class Manifest:
         num_bad_lines, num_empty_documents: records left out.
     """
 
+    written_as: str
     rank: int
     world_size: int
     tokenizer: str
@@ -93,8 +95,9 @@ class Manifest:
         return [shard for shard in self.shards if shard.split == name]
 
 
-def manifest_name(rank: int, world_size: int) -> str:
-    return f"manifest_{rank:05d}_of_{world_size:05d}.json"
+def manifest_name(rank: int, world_size: int, written_as: str = "shards") -> str:
+    """Only a folder of shards has `manifest_...`: by that it is known."""
+    return f"{'' if written_as == 'shards' else f'{written_as}_'}manifest_{rank:05d}_of_{world_size:05d}.json"
 
 
 def differences(one: Manifest, other: Manifest) -> list[str]:
@@ -103,8 +106,14 @@ def differences(one: Manifest, other: Manifest) -> list[str]:
     for field in fields(Manifest):
         ours, theirs = getattr(one, field.name), getattr(other, field.name)
         if field.name not in _OWN and ours != theirs:
-            found.append(field.name if field.name in _LONG else f"{field.name} ({theirs!r}, not {ours!r})")
+            if field.name == "sources":
+                ours, theirs = _first_difference(ours, theirs)
+            found.append(f"{field.name} ({theirs!r}, not {ours!r})")
     return found
+
+
+def _first_difference(ours: list, theirs: list) -> tuple:
+    return next((pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1]), (None, None))
 
 
 def write_manifest(folder: Path, manifest: Manifest, name: str | None = None) -> None:

@@ -121,7 +121,7 @@ def _stretches(job: Job, encoder, part: Part, done: list[Entry], limit: int | No
         bad_before, empty, tokens, num_documents, ended = bad.count, 0, 0, 0, True
         writers: dict[str, ShardWriter] = {}
         try:
-            while batch := list(_take_batch(documents)):
+            while batch := list(_take_batch(documents, min(_BATCH_CHARACTERS, job.shard_tokens))):
                 _end_with_starter(job)
                 texts = [text for text, _ in batch if text]
                 place = batch[-1][1]
@@ -171,12 +171,12 @@ def _documents(job: Job, part: Part, place: Any, bad: BadRecords) -> Iterator[tu
             yield values[0], after
 
 
-def _take_batch(documents: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _take_batch(documents: Iterator[tuple[str, Any]], most: int) -> Iterator[tuple[str, Any]]:
     characters = 0
     for document in islice(documents, _BATCH_DOCUMENTS):
         yield document
         characters += len(document[0])
-        if characters >= _BATCH_CHARACTERS:
+        if characters >= most:
             return
 
 

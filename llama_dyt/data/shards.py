@@ -85,6 +85,11 @@ class TokenShards:
         self._tokens = MappedFiles(self._open_tokens)
         self._ends = MappedFiles(self._open_index)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all files, as `verify` reads them."""
+        return sum(shard.bytes + shard.index_bytes for shard in self.shards)
+
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens number `start` to `stop` - 1, int32, a copy.
 

@@ -183,7 +183,7 @@ def encode_batch(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         return []
     if any(len(text) > LONG_CHARACTERS for text in texts):
         return [
-            encode_in_pieces(lambda pieces: _encode_whole(tokenizer, pieces), text)
+            encode_in_pieces(lambda pieces: _encode_whole(tokenizer, pieces), text, LONG_CHARACTERS)
             if len(text) > LONG_CHARACTERS
             else _encode_whole(tokenizer, [text])[0]
             for text in texts

@@ -18,6 +18,7 @@ def write_shards(folder: Path, shards, *, vocab_size=1000, rank=0, world_size=1,
             writer.write(np.array(document, np.int32), [len(document)])
         written.append(writer.finish())
     values = {
+        "written_as": "shards",
         "rank": rank,
         "world_size": world_size,
         "tokenizer": "0123456789abcdef",
