@@ -327,7 +327,7 @@ def test_killed_twice_nothing_is_lost_and_nothing_twice(corpus, tokenizer, token
 def test_a_full_disk_is_told_in_one_line_and_then_gone_on_from(tokenizer_folder, tmp_path):
     import resource
 
-    write_jsonl(tmp_path / "a.jsonl", texts_of(2000))
+    write_jsonl(tmp_path / "a.jsonl", texts_of(200))
     limited = start(
         tmp_path / "a.jsonl",
         tmp_path / "out",
@@ -338,7 +338,7 @@ def test_a_full_disk_is_told_in_one_line_and_then_gone_on_from(tokenizer_folder,
     assert limited.returncode == 1 and "cannot be written (File too large)" in message, message
     assert "what is finished is kept" in message and len(message.strip().splitlines()) == 1
     report = prepare(settings(tmp_path / "a.jsonl", tmp_path / "out", tokenizer_folder), **SMALL)
-    assert report.documents["train"] == 2000
+    assert report.documents["train"] == 200
 
 
 def test_two_at_once_in_one_folder_are_refused(corpus, tokenizer_folder, tmp_path):
