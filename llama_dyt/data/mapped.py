@@ -36,16 +36,15 @@ class MappedFiles:
         self._read_bytes = 0
         self._lock = threading.Lock()
 
-    def read(self, number: int, start: int, stop: int, out: np.ndarray) -> int:
-        """Copy elements `start` to `stop` - 1 of a file into `out`, as many as the file has; returns how many."""
+    def read(self, number: int, start: int, stop: int, dtype: type) -> np.ndarray:
+        """Elements `start` to `stop` - 1 of a file, as many as it has; a copy of the given type."""
         with self._lock:
-            array = self._array(number)
-            part = array[start:stop]
+            part = self._array(number)[start:stop]
             self._read_bytes += part.nbytes
-        out[: len(part)] = part
+        copy = part.astype(dtype)
         if self._read_bytes > _MOST_RESIDENT_BYTES:
             self._let_go()
-        return len(part)
+        return copy
 
     def __getstate__(self):
         raise TypeError("mapped files stay in their process; open them anew in the other")

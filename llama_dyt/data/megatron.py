@@ -131,12 +131,12 @@ class MegatronTokens:
         """
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start} to {stop} of {self.num_tokens}")
-        raw = np.empty(stop - start, self._dtype)
-        if self._files.read(0, start, stop, raw) != stop - start:
+        raw = self._files.read(0, start, stop, np.int64 if self._dtype.itemsize == 8 else np.int32)
+        if len(raw) != stop - start:
             raise DataError(f"{self.tokens_file}: became shorter while it was read; {_REMEDY}")
         if self._dtype.kind == "i" and len(raw) and (raw.min() < 0 or raw.max() > np.iinfo(np.int32).max):
             raise DataError(f"{self.tokens_file}: holds what is no token between {start} and {stop}; {_REMEDY}")
-        return raw.astype(np.int32)
+        return raw.astype(np.int32, copy=False)
 
     def document_starts(self, first: int, last: int) -> np.ndarray:
         """Where documents number `first` to `last` - 1 begin, int64; one past the last begins at num_tokens.

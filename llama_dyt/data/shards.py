@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -97,9 +97,8 @@ class TokenShards:
             IndexError: there are not so many.
         """
         _check_range(start, stop, self.num_tokens, "tokens")
-        out = np.empty(stop - start, np.int32)
-        self._gather(self._tokens, self._token_starts, start, out)
-        return out
+        parts = [part for _, part in self._gather(self._tokens, self._token_starts, start, stop, np.int32)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, np.int32)])
 
     def document_starts(self, first: int, last: int) -> np.ndarray:
         """Where documents number `first` to `last` - 1 begin, int64; one past the last begins at num_tokens.
@@ -110,19 +109,12 @@ class TokenShards:
         _check_range(first, last, self.num_documents + 1, "documents")
         if first == last:
             return np.empty(0, np.int64)
-        starts = np.zeros(last - first, np.int64)
-        # A document begins where the one before it ends.
-        ends = starts if first else starts[1:]
+        # A document begins where the one before it ends, and the first at 0.
         position = max(first - 1, 0)
-        self._gather(self._ends, self._document_starts, position, ends)
-        shard = bisect_right(self._document_starts, position) - 1
-        filled = 0
-        while filled < len(ends):
-            count = min(self._document_starts[shard + 1] - position - filled, len(ends) - filled)
-            ends[filled : filled + count] += self._token_starts[shard]
-            filled += count
-            shard += 1
-        return starts
+        found = [] if first else [np.zeros(1, np.int64)]
+        for number, ends in self._gather(self._ends, self._document_starts, position, last - 1, np.int64):
+            found.append(ends + self._token_starts[number])
+        return np.concatenate(found)
 
     def verify(self, progress: Callable[[int], None] | None = None) -> None:
         """Read every file once and compare it with its checksum.
@@ -148,16 +140,16 @@ class TokenShards:
             raise DataError("\n".join(wrong))
 
     @staticmethod
-    def _gather(files: MappedFiles, starts: list[int], position: int, out: np.ndarray) -> None:
-        """Fill `out` with the elements from `position` on, across the borders of files that begin at `starts`."""
-        filled = 0
-        number = bisect_right(starts, position) - 1
-        while filled < len(out):
-            first = position + filled - starts[number]
-            stop = min(first + len(out) - filled, starts[number + 1] - starts[number])
-            if files.read(number, first, stop, out[filled:]) != stop - first:
+    def _gather(files: MappedFiles, starts: list[int], first: int, last: int, dtype) -> Iterator[tuple]:
+        """(number of the file, elements from it) of elements `first` to `last` - 1 of files that begin at `starts`."""
+        number = bisect_right(starts, first) - 1
+        while first < last:
+            stop = min(last, starts[number + 1])
+            part = files.read(number, first - starts[number], stop - starts[number], dtype)
+            if len(part) != stop - first:
                 raise DataError(f"a shard became shorter while it was read; {_REMEDY}")
-            filled += stop - first
+            yield number, part
+            first = stop
             number += 1
 
     def _open_tokens(self, number: int):
