@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,34 @@ _WHAT = {
     "finetune": "Fine-tune a model on prompts and completions, on a Colossal-AI booster.",
     "benchmark": "Measure training throughput on synthetic data: memory, samples a second, TFLOPS a device.",
 }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A program with flags: its name without `.py`, what it does, and its flags in groups.
+
+    Attributes:
+        groups: (title, description, flags), in the order of `--help`.
+        elsewhere: flags of other programs, so that one given here can be told from one that is misspelt.
+    """
+
+    name: str
+    what: str
+    groups: tuple[tuple[str, str, tuple[Option, ...]], ...]
+    elsewhere: tuple[Option, ...] = ()
+
+    @property
+    def options(self) -> list[Option]:
+        return [opt for _, _, options in self.groups for opt in options]
+
+
+def entry_of(kind: Kind) -> Entry:
+    """The entry of a run."""
+    titles: dict[str, list[Option]] = {}
+    for group, opt in grouped_options(kind):
+        titles.setdefault(group, []).append(opt)
+    groups = tuple((title, groups_of()[title].__doc__, tuple(options)) for title, options in titles.items())
+    return Entry(kind, _WHAT[kind], groups, tuple(all_options()))
 
 
 def parse(
@@ -54,14 +83,20 @@ def parse(
 
 def read(kind: Kind, argv: Sequence[str] | None = None) -> tuple[RunConfig, list[str]]:
     """(run, problems) of a command line without judging the values: a flag that cannot be read has its default."""
+    values, problems = read_values(entry_of(kind), argv)
+    return RunConfig.settled(kind, values), problems
+
+
+def read_values(entry: Entry, argv: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """(values that were given, by long name and converted; problems) of an entry's command line and its YAML."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    options = {opt.name: opt for opt in all_options(kind)}
+    options = {opt.name: opt for opt in entry.options}
     argv, problems = _as_argparse_expects(argv, options)
     try:
-        given, extra = build_parser(kind).parse_known_args(argv)
+        given, extra = _parser_of(entry).parse_known_args(argv)
     except ConfigurationError as error:
-        return RunConfig.settled(kind, {}), problems + error.problems
-    problems += _unknown_problems(kind, extra)
+        return {}, problems + error.problems
+    problems += _unknown_problems(entry, extra)
     from_flags: dict[str, Any] = {}
     for name, text in vars(given).items():
         try:
@@ -74,33 +109,36 @@ def read(kind: Kind, argv: Sequence[str] | None = None) -> tuple[RunConfig, list
     if from_flags.get("config_file"):
         try:
             mapping, where = load_mapping(Path(from_flags["config_file"]).expanduser())
-            from_file, in_file = canonical_values(mapping, options.values(), where, kind)
+            from_file, in_file = canonical_values(mapping, options.values(), where, entry.name)
             problems += in_file
         except ConfigurationError as error:
             problems += error.problems
-    return RunConfig.settled(kind, {**from_file, **from_flags}), problems
+    return {**from_file, **from_flags}, problems
 
 
 def build_parser(kind: Kind) -> argparse.ArgumentParser:
     """The entry's argparse parser. Values are left as texts; flags that were not given are absent from the result."""
+    return _parser_of(entry_of(kind))
+
+
+def _parser_of(entry: Entry) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog=f"{kind}.py",
-        usage=f"{kind}.py [flags]",
-        description=_WHAT[kind],
+        prog=f"{entry.name}.py",
+        usage=f"{entry.name}.py [flags]",
+        description=entry.what,
         epilog="Hyphens may stand for underscores in a flag. Every flag can be a key of a YAML given by --config_file.",
         formatter_class=_Formatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    titles = {}
-    for group, opt in grouped_options(kind):
-        if group not in titles:
-            titles[group] = parser.add_argument_group(group, groups_of()[group].__doc__)
-        _add(titles[group], opt, kind)
+    for title, description, options in entry.groups:
+        group = parser.add_argument_group(title, description)
+        for opt in options:
+            _add(group, opt, entry.name)
     return parser
 
 
-def _add(group: argparse._ArgumentGroup, opt: Option, kind: Kind) -> None:
+def _add(group: argparse._ArgumentGroup, opt: Option, kind: str) -> None:
     is_switch = opt.value_type is bool
     metavar = opt.metavar or ("|".join(opt.choices) if opt.choices else opt.value_type.__name__.upper())
     common = {
@@ -123,7 +161,7 @@ def _add(group: argparse._ArgumentGroup, opt: Option, kind: Kind) -> None:
         group.add_argument(*off, dest=opt.name, action="store_const", const="false", help=argparse.SUPPRESS)
 
 
-def _help(opt: Option, kind: Kind) -> str:
+def _help(opt: Option, kind: str) -> str:
     default = opt.default[kind]
     text = opt.help
     if opt.value_type is bool:
@@ -176,9 +214,9 @@ def _as_argparse_expects(argv: list[str], options: dict[str, Option]) -> tuple[l
     return respelled, problems
 
 
-def _unknown_problems(kind: Kind, extra: list[str]) -> list[str]:
-    known = [spelling for opt in all_options(kind) for spelling in (opt.name, *opt.spellings)]
-    elsewhere = {name: opt.entries for opt in all_options() for name in (opt.name, *opt.spellings)}
+def _unknown_problems(entry: Entry, extra: list[str]) -> list[str]:
+    known = [spelling for opt in entry.options for spelling in (opt.name, *opt.spellings)]
+    elsewhere = {name: opt.entries for opt in entry.elsewhere for name in (opt.name, *opt.spellings)}
     problems: list[str] = []
     after_unknown_flag = False
     for word in extra:
@@ -189,10 +227,11 @@ def _unknown_problems(kind: Kind, extra: list[str]) -> list[str]:
         after_unknown_flag = True
         flag = word.split("=")[0]
         name = flag.lstrip("-").replace("-", "_")
-        if name in elsewhere and kind not in elsewhere[name]:
-            problems.append(f"{flag} is a flag of {' and '.join(f'{e}.py' for e in elsewhere[name])}, not of {kind}.py")
+        if name in elsewhere and entry.name not in elsewhere[name] and name not in known:
+            owners = " and ".join(f"{owner}.py" for owner in elsewhere[name])
+            problems.append(f"{flag} is a flag of {owners}, not of {entry.name}.py")
         elif flag.startswith("--"):
             problems.append(unknown("flag", flag, [f"--{spelling}" for spelling in known], listed=False))
         else:
-            problems.append(f"unknown flag {flag!r} (see {kind}.py --help)")
+            problems.append(f"unknown flag {flag!r} (see {entry.name}.py --help)")
     return problems

@@ -150,7 +150,7 @@ def _option_of(declared: Field, hint: Any) -> Option:
         help=meta["help"],
         value_type=value_type,
         optional=optional,
-        default={entry: meta["defaults"].get(entry, declared.default) for entry in KINDS},
+        default={entry: meta["defaults"].get(entry, declared.default) for entry in {*KINDS, *meta["entries"]}},
         short=meta["short"],
         spellings=meta["spellings"],
         choices=meta["choices"],

@@ -34,11 +34,14 @@ class Workers:
         make_handler: a function at a module's top level, called once in each worker; returns what handles a task.
         setup: its arguments, picklable.
         count: processes; 0 does the work in this process, when it is asked for.
+        threads: that a tokenizer may use in each of them.
 
     A task's exception is raised where its result is asked for. `close()` ends the processes.
     """
 
-    def __init__(self, make_handler: Callable[..., Callable[[Any], Any]], *setup: Any, count: int) -> None:
+    def __init__(
+        self, make_handler: Callable[..., Callable[[Any], Any]], *setup: Any, count: int, threads: int = 1
+    ) -> None:
         self._make = (make_handler, setup)
         self._handler = make_handler(*setup) if count == 0 else None
         self._processes: list[subprocess.Popen] = []
@@ -47,6 +50,7 @@ class Workers:
         # A thread for each process: it sends a task, waits for the result, and takes the next task.
         self._threads = ThreadPoolExecutor(count, "llama_dyt-worker", self._start) if count else None
         self._count = count
+        self._environment = {**_ONE_THREAD, **(_many_threads(threads) if threads > 1 else {})}
 
     def submit(self, task: Any) -> Future:
         """Hand a task to the next free worker."""
@@ -92,7 +96,7 @@ class Workers:
             [sys.executable, "-c", _MAIN],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, **self._environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         self._processes.append(process)
         self._own.process = process
@@ -113,6 +117,10 @@ class Workers:
         if kind == "error":
             raise value
         return value
+
+
+def _many_threads(threads: int) -> dict[str, str]:
+    return {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
 
 
 def _how_it_ended(status: int) -> str:

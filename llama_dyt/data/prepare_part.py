@@ -1,0 +1,210 @@
+"""Preparing one part of the text: documents in, tokens out, stretch by stretch into shards. Runs in the workers.
+
+Its own file because workers import it and nothing heavier: no model library, and a tokenizer only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_dyt.data.journal import Entry, Journal
+from llama_dyt.data.manifest import SPLITS
+from llama_dyt.data.parts import FIELD, BadRecords, Part, read_part
+from llama_dyt.data.shard_writer import ShardWriter
+from llama_dyt.data.split import is_held_out
+from llama_dyt.data.tokenizer import encode_batch, load_tokenizer, tokenizer_fingerprint
+from llama_dyt.errors import DataError
+
+# A batch ends at whichever comes first: enough for a tokenizer's threads, little enough memory.
+_BATCH_DOCUMENTS = 256
+_BATCH_CHARACTERS = 1 << 20
+_MOST_DOCUMENTS = 1 << 24  # of a shard, whose index is held in memory until it is written
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know.
+
+    Attributes:
+        output, journal: folders, of the shards and of the entries about them.
+        tokenizer: folder; fingerprint: what it must come to.
+        bos, eos: ids around each document, or None.
+        shard_tokens: a shard ends with the batch that brings it to so many.
+        hub: dataset and task of the hub, whose documents are dealt out to the machines one by one; None for files.
+        progress: file of int64, tokens so far by part.
+        starter: process whose end is the worker's.
+    """
+
+    output: Path
+    journal: Path
+    tokenizer: Path
+    fingerprint: str
+    vocab_size: int
+    bos: int | None
+    eos: int | None
+    validation_fraction: float
+    skip_bad_lines: bool
+    shard_tokens: int
+    rank: int
+    world_size: int
+    hub: tuple[str, str | None] | None
+    progress: Path
+    starter: int
+
+
+@dataclass(frozen=True)
+class PartTotal:
+    """What a part came to; `truncated` where a document of it was one too many."""
+
+    tokens: int
+    truncated: bool
+
+
+class _Encoder:
+    """A saved tokenizer without the library around it, which would take each worker seconds and memory to import."""
+
+    is_fast = True
+
+    def __init__(self, file: Path):
+        from tokenizers import Tokenizer
+
+        self.backend_tokenizer = Tokenizer.from_file(str(file))
+
+
+def _load_encoder(job: Job) -> Any:
+    file = job.tokenizer / "tokenizer.json"
+    if file.is_file():
+        encoder = _Encoder(file)
+        if tokenizer_fingerprint(encoder) == job.fingerprint:
+            return encoder
+    encoder = load_tokenizer(job.tokenizer)
+    if tokenizer_fingerprint(encoder) != job.fingerprint:
+        raise DataError(f"{job.tokenizer}: the tokenizer has changed since the preparation began; prepare anew")
+    return encoder
+
+
+def make_preparer(job: Job):
+    """What handles (part, limit) in a worker: prepares the part up to `limit` tokens (None: all of it)."""
+    encoder = _load_encoder(job)
+    journal = Journal(job.output, job.journal)
+    progress = np.memmap(job.progress, np.int64, "r+")
+
+    def handle(task: tuple[Part, int | None]) -> PartTotal:
+        part, limit = task
+        entries = journal.kept(part.number, limit)
+        tokens = sum(entry.tokens for entry in entries)
+        progress[part.number] = tokens
+        if not entries or entries[-1].next is not None:
+            for entry in _stretches(job, encoder, part, entries, limit, progress):
+                journal.add(entry)
+                entries.append(entry)
+        return PartTotal(sum(entry.tokens for entry in entries), entries[-1].truncated)
+
+    return handle
+
+
+def _stretches(job: Job, encoder, part: Part, done: list[Entry], limit: int | None, progress) -> Iterator[Entry]:
+    """What is left of a part, one entry a stretch, its shards written."""
+    bad = BadRecords(job.skip_bad_lines)
+    documents = _documents(job, part, done[-1].next if done else None, bad)
+    total = sum(entry.tokens for entry in done)
+    number, place = len(done), None
+    truncated = False
+    while not truncated:
+        bad_before, empty, tokens, num_documents, ended = bad.count, 0, 0, 0, True
+        writers: dict[str, ShardWriter] = {}
+        try:
+            while batch := list(_take_batch(documents, min(_BATCH_CHARACTERS, job.shard_tokens))):
+                _end_with_starter(job)
+                texts = [text for text, _ in batch if text]
+                place = batch[-1][1]
+                framed = [_frame(ids, job.bos, job.eos) for ids in encode_batch(encoder, texts)]
+                if limit is not None:
+                    allowed = _count_within([len(ids) for ids in framed], limit - total - tokens)
+                    truncated = allowed < len(framed)
+                    texts, framed = texts[:allowed], framed[:allowed]
+                empty += sum(not text for text, _ in batch) + sum(not len(ids) for ids in framed)
+                for split, mine in _by_split(texts, framed, job.validation_fraction).items():
+                    if split not in writers:
+                        name = f"{part.number:06d}_{number:05d}"
+                        writers[split] = ShardWriter(job.output, split, name, job.vocab_size)
+                    writers[split].write(np.concatenate(mine), [len(ids) for ids in mine])
+                tokens += sum(len(ids) for ids in framed)
+                num_documents += len(framed)
+                progress[part.number] = total + tokens
+                if truncated:
+                    break
+                if tokens >= job.shard_tokens or num_documents >= _MOST_DOCUMENTS:
+                    ended = False
+                    break
+            shards = [writer.finish() for _, writer in sorted(writers.items())]
+        finally:
+            for writer in writers.values():
+                writer.discard()
+        after = None if ended or truncated else place
+        yield Entry(part.number, number, shards, tokens, bad.count - bad_before, empty, after, truncated)
+        if after is None:
+            return
+        total += tokens
+        number += 1
+
+
+def _documents(job: Job, part: Part, place: Any, bad: BadRecords) -> Iterator[tuple[str, Any]]:
+    if job.hub is None:
+        yield from read_part(part, place, bad)
+        return
+    from llama_dyt.data.hub import HubSource
+
+    name, task = job.hub
+    source = HubSource(name, (FIELD,), task, job.skip_bad_lines)
+    already = (place or {}).get("bad_lines", 0)
+    for values, after in source.iterate(place):
+        bad.count = source.bad_lines - already
+        if (after["row"] - 1) % job.world_size == job.rank:
+            yield values[0], after
+
+
+def _take_batch(documents: Iterator[tuple[str, Any]], most: int) -> Iterator[tuple[str, Any]]:
+    characters = 0
+    for document in islice(documents, _BATCH_DOCUMENTS):
+        yield document
+        characters += len(document[0])
+        if characters >= most:
+            return
+
+
+def _frame(ids: np.ndarray, bos: int | None, eos: int | None) -> np.ndarray:
+    head, tail = ([] if token is None else [token] for token in (bos, eos))
+    return np.concatenate((np.array(head, np.int32), ids, np.array(tail, np.int32)))
+
+
+def _count_within(lengths: list[int], allowed: int) -> int:
+    """How many of the documents, from the first on, have together at most `allowed` tokens."""
+    for count, length in enumerate(lengths):
+        allowed -= length
+        if allowed < 0:
+            return count
+    return len(lengths)
+
+
+def _by_split(texts: list[str], framed: list[np.ndarray], fraction: float) -> dict[str, list[np.ndarray]]:
+    found: dict[str, list[np.ndarray]] = {}
+    train, validation = SPLITS
+    for text, ids in zip(texts, framed, strict=True):
+        if len(ids):
+            split = validation if fraction and is_held_out(text, fraction) else train
+            found.setdefault(split, []).append(ids)
+    return found
+
+
+def _end_with_starter(job: Job) -> None:
+    """A worker learns only at its next task that its starter was killed; until then it would go on writing."""
+    if os.getpid() != job.starter and os.getppid() != job.starter:
+        os._exit(1)

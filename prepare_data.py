@@ -1,0 +1,46 @@
+"""Prepare text once for many runs: `python prepare_data.py --help`, or docs/data.md."""
+
+import os
+import sys
+from pathlib import Path
+
+from llama_dyt.config.preparation import PrepareSettings, parse_preparation
+from llama_dyt.errors import EXIT_STATUS, LlamaDytError
+
+
+def verify(settings: PrepareSettings) -> None:
+    """Compare every file of a prepared folder with its checksum."""
+    from tqdm import tqdm
+
+    from llama_dyt.data.manifest import SPLITS, read_manifests
+    from llama_dyt.data.shards import open_shards
+
+    manifests = read_manifests(Path(settings.output_path))
+    splits = [split for split in SPLITS if any(manifest.split(split) for manifest in manifests)]
+    for split in splits:
+        array = open_shards(settings.output_path, split)
+        with tqdm(total=array.num_bytes, unit="B", unit_scale=True, desc=split) as bar:
+            array.verify(bar.update)
+        print(f"{split}: {array.num_tokens:,} tokens in {len(array.shards):,} shards are as they were written")
+
+
+def main() -> None:
+    settings = parse_preparation()
+    if settings.verify:
+        verify(settings)
+        return
+    from llama_dyt.data.prepare import prepare
+
+    print(prepare(settings))
+    print(f"in {settings.output_path}: train on it with pretrain.py --dataset {settings.output_path}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LlamaDytError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)
+    except KeyboardInterrupt:
+        print("stopped; give the same command again to go on from here", file=sys.stderr)
+        os._exit(130)
