@@ -63,7 +63,7 @@ def is_data_file(name: str) -> bool:
 class _PackedReader(io.RawIOBase):
     """Uncompressed bytes of a .zst file of any number of frames, or a .gz file of any number of members.
 
-    It knows where each frame began, so that reading can go on there. Unlike zstandard's own stream_reader, which calls a
+    It knows where each frame began, so that reading can go on there. Unlike zstandard's own reader, which calls a
     truncated frame a clean end of file, it raises EOFError there.
 
     Args:
@@ -234,7 +234,7 @@ def read_json_lines(
 
 
 def read_line_blocks(file: DataFile, place: Place) -> Iterator[tuple[bytes, int, tuple[int, int] | None]]:
-    """Yields (whole lines, their offset, the frame to read them from) from `place` on, unparsed, to be parsed elsewhere.
+    """Yields (whole lines, their offset, the frame to read them from) from `place` on, unparsed: workers parse them.
 
     Raises:
         DataError: the file cannot be read or uncompressed.

@@ -9,7 +9,9 @@ import hashlib
 
 import numpy as np
 
-_ROUNDS = 8  # even, so that both halves end where they began; twice what a balanced Feistel network needs to look random
+_ROUNDS = (
+    8  # even, so that both halves end where they began; twice what a balanced Feistel network needs to look random
+)
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # SplitMix64's finalizer (Steele 2014)
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 

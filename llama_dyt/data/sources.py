@@ -121,9 +121,13 @@ class FileSource:
         return self.files[names.index(position["file"]) :], place, position["bad_lines"]
 
     def _bad(self, reason: str) -> None:
+        self.refuse(reason)
+        self.bad_lines += 1
+
+    def refuse(self, reason: str) -> None:
+        """Raises for a line that cannot be used, unless such lines are to be left out."""
         if not self.skip_bad_lines:
             raise DataError(f"{reason}; correct it, or pass --skip_bad_lines to leave such lines out")
-        self.bad_lines += 1
 
     def problems(self) -> list[str]:
         """What would stop the run, found quickly: the first file that holds anything is opened, no more."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_dyt.data.hub import probe
+from llama_dyt.data.text_worker import encode_with_backend
 from llama_dyt.errors import ConfigurationError, DataError
 
 _HF_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -179,12 +180,7 @@ def encode_batch(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         return []
     if tokenizer.is_fast:
         # The backend itself: a BatchEncoding would copy masks and offsets that nobody reads, at half the speed.
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return encode_with_backend(tokenizer.backend_tokenizer, texts)
     ids = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
     return [np.array(row, dtype=np.int32) for row in ids["input_ids"]]
 
