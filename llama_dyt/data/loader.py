@@ -45,7 +45,7 @@ class TokenBatches(Prefetcher):
     """Iterates the steps of a pretraining run for one data-parallel rank.
 
     Args:
-        dataset: what `-d` names, a mixture's YAML among it, or an open Source or TokenArray.
+        dataset: what `-d` names, a mixture's YAML among it, an open Source or TokenArray, or the feeds of a mixture.
         tokenizer: a HuggingFace tokenizer with an EOS token.
         max_length: tokens in a sequence, at least 2.
         batch_size, accumulation: sequences in a micro batch, micro batches in a step, of one rank.
@@ -67,7 +67,7 @@ class TokenBatches(Prefetcher):
 
     def __init__(
         self,
-        dataset: str | Data,
+        dataset: str | Data | list[Feed],
         tokenizer,
         max_length: int,
         batch_size: int,
@@ -231,7 +231,7 @@ class StepCount:
 
 
 def count_steps(
-    dataset: str | Data,
+    dataset: str | Data | list[Feed],
     tokenizer,
     max_length: int,
     batch_size: int,

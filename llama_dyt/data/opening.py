@@ -6,6 +6,7 @@ Its own file because it is the one place where the kinds of sources are told apa
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -58,7 +59,7 @@ def open_data(
 
 
 def open_feeds(
-    dataset: str | os.PathLike | Data,
+    dataset: str | os.PathLike | Data | Sequence[Feed],
     tokenizer,
     num_epochs: int = 1,
     shuffle: str = "none",
@@ -66,7 +67,7 @@ def open_feeds(
     skip_bad_lines: bool = False,
     sample_folder: str | os.PathLike = "data/sample",
 ) -> list[Feed]:
-    """Every source that `-d` names, opened: one, or those of a mixture in the order of its file.
+    """Every source that `-d` names, opened: one, or those of a mixture in its order; feeds are only checked.
 
     Args:
         num_epochs: of a dataset that is no mixture; a mixture's sources have their own.
@@ -75,7 +76,9 @@ def open_feeds(
         DataError, ConfigurationError: a source cannot be opened, or does not fit the tokenizer or the order asked for.
     """
     options = {"skip_bad_lines": skip_bad_lines, "sample_folder": sample_folder}
-    if is_mixture(dataset):
+    if isinstance(dataset, (list, tuple)):
+        feeds = list(dataset)
+    elif is_mixture(dataset):
         sources = read_mixture(dataset).sources
         feeds = [
             Feed(
