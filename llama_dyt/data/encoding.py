@@ -26,7 +26,7 @@ _AHEAD = 4
 """Tasks a worker has before their turn, done or not: a quarter of a megabyte of text each."""
 
 
-def start_workers(tokenizer, num_workers: int, held_out_fraction: float = 0.0) -> Workers:
+def start_workers(tokenizer, num_workers: int, held_out_fraction: float | None = None) -> Workers:
     """Workers that encode text; with 0 it is done in the process and thread that asks."""
     kind, made = tokenizer_for_workers(tokenizer) if num_workers else ("object", tokenizer)
     setup = (kind, made, tokenizer.bos_token_id, tokenizer.eos_token_id, held_out_fraction)

@@ -80,7 +80,7 @@ class TokenBatches(Prefetcher):
         order: Order | None = None,
         num_workers: int = 0,
         skip_bad_lines: bool = False,
-        held_out_fraction: float = 0.0,
+        held_out_fraction: float | None = None,
         sample_folder: str | os.PathLike = "data/sample",
         prefetch: int = 2,
     ):
@@ -91,6 +91,7 @@ class TokenBatches(Prefetcher):
             tokenizer,
             num_epochs,
             order.shuffle,
+            held_out_fraction=held_out_fraction,
             skip_bad_lines=skip_bad_lines,
             sample_folder=sample_folder,
         )
@@ -109,7 +110,7 @@ class _Work:
     max_length: int
     order: Order
     num_workers: int
-    held_out_fraction: float
+    held_out_fraction: float | None
     state: dict
 
     def workers(self):
@@ -241,7 +242,7 @@ def count_steps(
     *,
     num_workers: int = 0,
     skip_bad_lines: bool = False,
-    held_out_fraction: float = 0.0,
+    held_out_fraction: float | None = None,
     sample_folder: str | os.PathLike = "data/sample",
     progress: Callable[[int, int], None] | None = None,
 ) -> StepCount:

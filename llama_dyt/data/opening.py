@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from llama_dyt.data.mixture_file import is_mixture, read_mixture
@@ -29,6 +29,7 @@ class Feed:
         weight: its share of the sequences.
         num_epochs: walks over it; None for no end.
         shuffle: "none", "documents" or "sequences".
+        held_out_fraction: share of a text's documents that is left to validation (see `split`); None for none.
     """
 
     name: str
@@ -36,6 +37,14 @@ class Feed:
     weight: Fraction = Fraction(1)
     num_epochs: int | None = 1
     shuffle: str = "none"
+    held_out_fraction: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when its tokens could have."""
+        fraction = self.held_out_fraction
+        held_out = "" if fraction is None or self.is_array else f", without held out {fraction!r}"
+        return f"{self.data.fingerprint}{held_out}"
 
     @property
     def is_array(self) -> bool:
@@ -64,6 +73,7 @@ def open_feeds(
     num_epochs: int = 1,
     shuffle: str = "none",
     *,
+    held_out_fraction: float | None = None,
     skip_bad_lines: bool = False,
     sample_folder: str | os.PathLike = "data/sample",
 ) -> list[Feed]:
@@ -72,6 +82,7 @@ def open_feeds(
     Args:
         num_epochs: of a dataset that is no mixture; a mixture's sources have their own.
         shuffle: where a mixture's source does not say.
+        held_out_fraction: share of all text's documents that is left to validation; None for none.
     Raises:
         DataError, ConfigurationError: a source cannot be opened, or does not fit the tokenizer or the order asked for.
     """
@@ -88,6 +99,8 @@ def open_feeds(
         ]
     else:
         feeds = [Feed("", open_data(dataset, **options), Fraction(1), num_epochs, shuffle)]
+    if held_out_fraction is not None:
+        feeds = [replace(feed, held_out_fraction=held_out_fraction) for feed in feeds]
     if problems := [problem for feed in feeds for problem in _misfits(feed, tokenizer)]:
         raise ConfigurationError(problems)
     return feeds

@@ -71,7 +71,7 @@ def position_of(
     sources = {}
     for number, (feed, supply) in enumerate(zip(feeds, supplies, strict=True)):
         sources[feed.name] = {
-            "data": feed.data.fingerprint,
+            "data": feed.fingerprint,
             "order": start["orders"][feed.name],
             "sequences": counts.sequences[number],
             "tokens": counts.tokens[number],
@@ -116,7 +116,7 @@ def starting_point(state: dict | None, feeds: Sequence[Feed], tokenizer, seed: i
         )
     for feed in feeds:
         source = state["sources"][feed.name]
-        if source["data"] != feed.data.fingerprint:
+        if source["data"] != feed.fingerprint:
             what = f"{feed} is not the one" if feed.name else "the dataset is not the one"
             raise DataError(
                 f"{what} that the checkpoint was reading (another name, or files added, removed or changed); restore "

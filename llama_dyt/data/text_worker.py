@@ -50,14 +50,14 @@ def tokenizer_for_workers(tokenizer) -> tuple[str, Any]:
 
 
 def make_text_encoder(
-    kind: str, tokenizer: Any, bos: int | None, eos: int, held_out_fraction: float = 0.0
+    kind: str, tokenizer: Any, bos: int | None, eos: int, held_out_fraction: float | None = None
 ) -> Callable[[Task], EncodedTexts]:
     """The function that a worker runs.
 
     Args:
         kind, tokenizer: of `tokenizer_for_workers`; or "object" and the tokenizer, in the same process.
         bos, eos: ids that open and end each document; None for no BOS.
-        held_out_fraction: documents that validation holds out (see `split`) are left out here.
+        held_out_fraction: documents that validation holds out at this share (see `split`) are left out here.
     """
     encode = _encoder(kind, tokenizer)
     head = [] if bos is None else [bos]
