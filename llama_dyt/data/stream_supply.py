@@ -5,7 +5,9 @@ Its own file because a stream can only be walked: it has no length and no random
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,15 @@ NO_DOCUMENT = "the dataset holds no document at all (only empty or unusable line
 
 _POSITION = ("epoch", "source", "window", "document", "bad_lines")
 """Keys of the position of a document; `token` beside them counts what of it is dealt out."""
+
+
+class _Document(NamedTuple):
+    """A document's tokens, and the window of documents to be shuffled together in which it lies."""
+
+    epoch: int
+    window: int
+    start: dict
+    tokens: np.ndarray
 
 
 class StreamSupply:
@@ -87,52 +98,65 @@ class StreamSupply:
 
     def _all_documents(self, num_epochs: int | None, state: dict) -> Iterator[tuple[np.ndarray, dict]]:
         """(tokens, position after it) of every document still to come; tells the stream where each epoch begins."""
-        position, dealt, window = state["source"], state.get("document", 0), state.get("window", 0)
+        self._bad_before: dict[int, int] = {}
+        walked = self._walked(num_epochs, state)
+        epoch = state["epoch"]
+        for document, after in walked if self._shuffle is None else self._in_windows(walked, state):
+            if document.epoch != epoch:
+                epoch = document.epoch
+                self._stream.move_end(self._beginning(epoch))
+            yield document.tokens, after
+        if num_epochs is not None and num_epochs > state["epoch"]:
+            self._stream.move_end(self._beginning(num_epochs))
+
+    def _beginning(self, epoch: int) -> dict:
+        return {"epoch": epoch, "source": None, "bad_lines": self._bad_before.pop(epoch)}
+
+    def _walked(self, num_epochs: int | None, state: dict) -> Iterator[tuple[_Document, dict]]:
+        """Every document still to come in the source's order, epoch after epoch, with the position after it."""
+        position, window = state["source"], state.get("window", 0)
         before = state["bad_lines"] - (position or {}).get("bad_lines", 0)
         epoch = state["epoch"]
         while num_epochs is None or epoch < num_epochs:
             walk = self._walk(position)
-            documents = (
-                self._in_order(walk, epoch)
-                if self._shuffle is None
-                else (self._in_windows(walk, epoch, position, window, dealt))
-            )
-            empty = position is None
-            for tokens, after in documents:
-                empty = False
-                yield tokens, {**after, "bad_lines": before + (after["source"] or {}).get("bad_lines", 0)}
-            if empty:
+            start = {"epoch": epoch, "source": position, "bad_lines": before + (position or {}).get("bad_lines", 0)}
+            number, after = -1, start
+            for number, (tokens, source) in enumerate(walk):
+                if self._shuffle is not None and number and number % self._shuffle[0] == 0:
+                    start, window = after, window + 1
+                after = {"epoch": epoch, "source": source, "bad_lines": before + source["bad_lines"]}
+                yield _Document(epoch, window, start, tokens), after
+            if number < 0 and position is None:
                 raise DataError(NO_DOCUMENT)
             before += walk.bad_lines
             epoch += 1
-            self._stream.move_end({"epoch": epoch, "source": None, "bad_lines": before})
-            position, dealt, window = None, 0, 0
+            self._bad_before[epoch] = before
+            position, window = None, 0
 
-    def _in_order(self, walk: Iterable, epoch: int) -> Iterator[tuple[np.ndarray, dict]]:
-        for tokens, after in walk:
-            yield tokens, {"epoch": epoch, "source": after}
+    def _in_windows(self, walked: Iterator, state: dict) -> Iterator[tuple[_Document, dict]]:
+        """The same documents, each window of them shuffled; the next window is gathered while one is dealt out."""
+        _, key = self._shuffle
+        upcoming = next(walked, None)
+        dealt = state.get("document", 0)
+        gathered: list[tuple[_Document, dict]] = []
 
-    def _in_windows(
-        self, walk: Iterable, epoch: int, start: dict | None, window: int, dealt: int
-    ) -> Iterator[tuple[np.ndarray, dict]]:
-        buffer, key = self._shuffle
-        documents = iter(walk)
-        gathered: list[tuple[np.ndarray, dict]] = []
-        _gather(documents, gathered, buffer)
+        def gather(count: float) -> None:
+            nonlocal upcoming
+            while len(gathered) < count and upcoming is not None:
+                if gathered and gathered[0][0].start is not upcoming[0].start:
+                    return
+                gathered.append(upcoming)
+                upcoming = next(walked, None)
+
+        gather(math.inf)
         while gathered:
             present, gathered = gathered, []
-            order = Permutation(len(present), *key, epoch, window)(np.arange(len(present))).tolist()
-            after_all = {"epoch": epoch, "source": present[-1][1], "window": window + 1, "document": 0}
+            first, behind = present[0][0], present[-1][1]
+            order = Permutation(len(present), *key, first.epoch, first.window)(np.arange(len(present))).tolist()
             for number in range(dealt, len(present)):
-                tokens = present[order[number]][0]
-                _gather(documents, gathered, number + 1)
-                last = number + 1 == len(present)
-                within = {"epoch": epoch, "source": start, "window": window, "document": number + 1}
-                yield tokens, after_all if last else within
-            _gather(documents, gathered, buffer)
-            start, window, dealt = after_all["source"], window + 1, 0
-
-
-def _gather(documents: Iterator, gathered: list, count: int) -> None:
-    while len(gathered) < count and (document := next(documents, None)) is not None:
-        gathered.append(document)
+                gather(number + 1)
+                within = {**first.start, "window": first.window, "document": number + 1}
+                after = within if number + 1 < len(present) else {**behind, "window": first.window + 1, "document": 0}
+                yield present[order[number]][0], after
+            gather(math.inf)
+            dealt = 0
