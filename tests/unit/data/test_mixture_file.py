@@ -1,11 +1,49 @@
 """A mixture's YAML is read exactly, and all that is wrong with it is told at once."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
+from llama_dyt.config.cli import read
+from llama_dyt.data.mixture import Schedule
 from llama_dyt.data.mixture_file import is_mixture, read_mixture
 from llama_dyt.errors import ConfigurationError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+RECIPES = sorted((REPOSITORY / "configs" / "mixtures").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_mixture_that_is_shipped_can_be_read(path):
+    mixture = read_mixture(path)
+    for source in mixture.sources:
+        assert Path(source.path).is_absolute() and "/data/" in source.path
+    Schedule([source.weight for source in mixture.sources]).next()
+
+
+def shares(name):
+    sources = read_mixture(REPOSITORY / "configs" / "mixtures" / f"{name}.yaml").sources
+    total = sum(source.weight for source in sources)
+    return {source.name: float(source.weight / total) for source in sources}
+
+
+def test_shipped_mixtures_have_the_published_shares():
+    red_pajama = shares("redpajama")
+    assert len(red_pajama) == 7
+    assert red_pajama["common_crawl"] == 878 / 1210 and red_pajama["stackexchange"] == 20 / 1210
+    llemma = shares("llemma")
+    assert (round(llemma["pile_sample"], 4), round(llemma["code_redpajama"], 4)) == (0.02, 0.03)
+    assert llemma["open_web_math"] == pytest.approx(2 * llemma["arxiv"])
+    assert shares("wiki_cc") == {"wiki": 0.9091, "cc_en": 0.0909}
+
+
+def test_the_llemma_recipe_takes_its_batch_and_does_not_decay_norms():
+    run, problems = read("pretrain", ["--config_file", str(REPOSITORY / "configs" / "llemma_7b.yaml")])
+    assert problems == []
+    assert run.tokens_per_step(64) == 4_194_304
+    assert run.optimizer.decay_all_parameters is False
+    assert read_mixture(REPOSITORY / run.data.dataset).is_endless
 
 
 def write(folder, text):
