@@ -1,6 +1,6 @@
 """Pretrain a LLaMA with Dynamic Tanh: `python pretrain.py --help`, or docs/training.md."""
 
-from llama_dyt.data.loader import TokenBatches, count_steps
+from llama_dyt.data.loader import Order, TokenBatches, count_steps
 from llama_dyt.training.dry_run import print_dry_run
 from llama_dyt.training.evaluation import score_held_out
 from llama_dyt.training.plan import Plan, make_plan, say
@@ -8,7 +8,7 @@ from llama_dyt.training.session import Session, run_entry
 
 
 def total_steps(plan: Plan) -> int:
-    """Optimizer steps of the run: --max_steps, or what the epochs over a local dataset come to, whichever is less."""
+    """Optimizer steps of the run: --max_steps, or what the epochs over the dataset come to."""
     run = plan.run
     if run.run.max_steps is not None:
         return run.run.max_steps
@@ -21,9 +21,15 @@ def total_steps(plan: Plan) -> int:
         run.optimizer.gradient_accumulation_steps,
         run.booster.data_parallel_size(plan.environment.world_size),
         run.data.num_epochs,
+        num_workers=run.data.num_workers,
         skip_bad_lines=run.data.skip_bad_lines,
     )
-    say(plan, f"{count.documents:,} documents, {count.tokens:,} tokens, {count.steps:,} steps")
+    rows = run.sequences_per_step(plan.environment.world_size)
+    say(
+        plan,
+        f"{count.documents:,} documents, {count.tokens:,} tokens, {count.sequences:,} sequences, {count.steps:,} steps "
+        f"({count.steps * rows - count.sequences:,} of the last one's {rows:,} sequences are padding)",
+    )
     return count.steps
 
 
@@ -45,6 +51,8 @@ def main() -> None:
         grid.dp_size,
         run.data.num_epochs,
         session.progress.position,
+        order=Order(run.run.seed, run.data.shuffle, run.data.shuffle_buffer),
+        num_workers=run.data.num_workers,
         skip_bad_lines=run.data.skip_bad_lines,
     )
     checkpoint = session.train(batches, steps, "pretraining")

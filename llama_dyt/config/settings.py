@@ -126,7 +126,7 @@ class DataSettings:
     dataset: str | None = option(
         "togethercomputer/RedPajama-Data-1T-Sample",
         "Text to train on: `sample` (built at once on this machine), a folder or glob of .jsonl, .jsonl.gz, "
-        ".jsonl.zst or .parquet, or a hub dataset in the default's form.",
+        ".jsonl.zst or .parquet, a hub dataset in the default's form, or a mixture (.yaml).",
         short="-d",
         entries=TRAINING,
         defaults={"finetune": "yizhongw/self_instruct", "benchmark": None},
@@ -140,6 +140,23 @@ class DataSettings:
     )
     batch_size: int = option(2, "Sequences a data-parallel rank takes at once.", short="-b", at_least=1)
     num_epochs: int = option(1, "Passes over the dataset.", short="-e", entries=TRAINING, at_least=1)
+    shuffle: str = option(
+        "none",
+        "Order of the data. none: that of the files; documents or sequences: shuffled by --seed, anew in each epoch. "
+        "Text is shuffled by documents only, --shuffle_buffer of them at a time.",
+        choices=("none", "documents", "sequences"),
+        entries=("pretrain",),
+    )
+    shuffle_buffer: int = option(
+        2000, "Documents of text that are shuffled together.", entries=("pretrain",), metavar="DOCUMENTS", at_least=1
+    )
+    num_workers: int = option(
+        1,
+        "Processes of each rank that tokenize text ahead of the steps; 0 does it in a thread of the rank. Prepared "
+        "tokens need none.",
+        entries=("pretrain",),
+        at_least=0,
+    )
     skip_bad_lines: bool = option(
         False, "Count and skip lines that are not JSON or lack their field, in place of stopping.", entries=TRAINING
     )

@@ -6,11 +6,11 @@ A place is the offset in the uncompressed bytes (JSON lines) or the row (parquet
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 COMPRESSIONS = ("", ".gz", ".zst")
 PARQUET_SUFFIX = ".parquet"
 _READ_BYTES = 1 << 20
+_READ_PACKED_BYTES = 1 << 17  # what it unpacks to, thousands of times as much at worst, has to fit in memory
+_BLOCK_BYTES = 1 << 18
 _PARQUET_ROWS = 256
 
 
@@ -35,10 +37,14 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the next record of a file begins: byte offset and 1-based line, or for parquet the row (line unused)."""
+    """Where the next record of a file begins: byte offset and 1-based line, or for parquet the row (line unused).
+
+    `frame` is where a compressed file can be read from to come to it; None for its beginning.
+    """
 
     offset: int = 0
     line: int = 1
+    frame: tuple[int, int] | None = None
 
 
 BadRecord = Callable[[str], None]
@@ -54,21 +60,25 @@ def is_data_file(name: str) -> bool:
     return name.endswith(PARQUET_SUFFIX) or is_json_lines(name)
 
 
-class _ZstdReader(io.RawIOBase):
-    """Uncompressed bytes of a .zst file of any number of frames.
+class _PackedReader(io.RawIOBase):
+    """Uncompressed bytes of a .zst file of any number of frames, or a .gz file of any number of members.
 
-    zstandard's own stream_reader returns a clean end of file for a truncated frame; this one raises EOFError.
+    It knows where each frame began, so that reading can go on there. Unlike zstandard's own reader, which calls a
+    truncated frame a clean end of file, it raises EOFError there.
+
+    Args:
+        frame: (offset in the file, offset in the uncompressed bytes) at which a frame begins, to begin there.
     """
 
-    def __init__(self, path: Path):
-        import zstandard
-
-        # The Pile and RedPajama are packed with long windows, which the default limit refuses.
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
+    def __init__(self, path: Path, frame: tuple[int, int] = (0, 0)):
+        self._new_frame = _gzip_member if path.name.endswith(".gz") else _zstd_frame
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._file.seek(frame[0])
         self._frame = None
         self._packed = b""
         self._plain = memoryview(b"")
+        self._num_packed, self._num_plain = frame  # bytes that frames have taken in and given
+        self._frames = deque([frame])
 
     def readable(self) -> bool:
         return True
@@ -76,48 +86,92 @@ class _ZstdReader(io.RawIOBase):
     def readinto(self, buffer) -> int:
         while not self._plain:
             if not self._packed:
-                self._packed = self._file.read(_READ_BYTES)
+                self._packed = self._file.read(_READ_PACKED_BYTES)
                 if not self._packed:
                     if self._frame is not None:
-                        raise EOFError("the last zstandard frame is not complete")
+                        raise EOFError("its last frame is not complete")
                     return 0
             if self._frame is None:
-                self._frame = self._decompressor.decompressobj()
-            self._plain = memoryview(self._frame.decompress(self._packed))
+                padding = len(self._packed) - len(self._packed.lstrip(b"\0"))
+                if padding:  # tape blocks: both formats allow zeros, or nothing that begins with them, after a frame
+                    self._num_packed += padding
+                    self._packed = self._packed[padding:]
+                    continue
+                self._frames.append((self._num_packed, self._num_plain))
+                self._frame = self._new_frame()
+            plain = self._frame.decompress(self._packed)
+            self._num_packed += len(self._packed)
+            self._num_plain += len(plain)
             self._packed = b""
+            self._plain = memoryview(plain)
             if self._frame.eof:
                 self._packed = self._frame.unused_data
+                self._num_packed -= len(self._packed)
                 self._frame = None
         count = min(len(buffer), len(self._plain))
         buffer[:count] = self._plain[:count]
         self._plain = self._plain[count:]
         return count
 
+    def frame_of(self, offset: int) -> tuple[int, int]:
+        """The last frame that began at or before an uncompressed offset; later calls must not ask for earlier ones."""
+        while len(self._frames) > 1 and self._frames[1][1] <= offset:
+            self._frames.popleft()
+        return self._frames[0]
+
     def close(self) -> None:
         self._file.close()
         super().close()
 
 
-def open_bytes(path: Path) -> io.BufferedIOBase:
-    """Opens a file for reading its uncompressed bytes."""
-    if path.name.endswith(".gz"):
-        return gzip.open(path, "rb")
-    if path.name.endswith(".zst"):
-        return io.BufferedReader(_ZstdReader(path), _READ_BYTES)
+def _gzip_member():
+    return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+
+
+def _zstd_frame():
+    import zstandard
+
+    # The Pile and RedPajama are packed with long windows, which the default limit refuses.
+    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+
+def _is_packed(path: Path) -> bool:
+    return path.name.endswith(COMPRESSIONS[1:])
+
+
+def open_bytes(path: Path, frame: tuple[int, int] = (0, 0)) -> io.BufferedIOBase:
+    """Opens a file for reading its uncompressed bytes, from a frame of it on where it is a compressed one."""
+    if _is_packed(path):
+        return io.BufferedReader(_PackedReader(path, frame), _READ_BYTES)
     return open(path, "rb", buffering=_READ_BYTES)
 
 
-def _go_to(stream, file: DataFile, offset: int) -> None:
-    if not file.path.name.endswith((".gz", ".zst")):
-        stream.seek(offset)
-        return
-    while offset > 0:  # compressed streams have no index: read up to the place and drop it
-        block = stream.read(min(offset, _READ_BYTES))
-        if not block:
-            raise DataError(
-                f"{file.path}: ends before the place to go on from; restore the file that the run began with"
-            )
-        offset -= len(block)
+def _open_at(file: DataFile, place: Place) -> io.BufferedIOBase:
+    """The uncompressed bytes from a place on: a plain file seeks, a compressed one is read from that place's frame."""
+    stream = open_bytes(file.path, place.frame or (0, 0))
+    try:
+        if not _is_packed(file.path):
+            stream.seek(place.offset)
+            return stream
+        left = place.offset - (place.frame or (0, 0))[1]
+        while left > 0:
+            block = stream.read(min(left, _READ_BYTES))
+            if not block:
+                raise DataError(
+                    f"{file.path}: ends before the place to go on from; restore the file that the run began with"
+                )
+            left -= len(block)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def _frame_at(stream: io.BufferedIOBase, offset: int) -> tuple[int, int] | None:
+    """The frame of a compressed file to read a place from; None where that is its first, or it is not compressed."""
+    raw = getattr(stream, "raw", None)
+    frame = raw.frame_of(offset) if isinstance(raw, _PackedReader) else (0, 0)
+    return frame if frame[1] else None
 
 
 def check_text(value: object, field: str) -> str | None:
@@ -163,8 +217,7 @@ def read_json_lines(
     """
     offset, line_number = place.offset, place.line
     try:
-        with open_bytes(file.path) as stream:
-            _go_to(stream, file, offset)
+        with _open_at(file, place) as stream:
             for line in stream:
                 offset += len(line)
                 line_number += 1
@@ -174,9 +227,27 @@ def read_json_lines(
                 if isinstance(values, str):
                     bad(f"{file.path}, line {line_number - 1}: {values}")
                     continue
-                yield values, Place(offset, line_number)
+                yield values, Place(offset, line_number, _frame_at(stream, offset))
     except Exception as error:
         _explain(error, f"{file.path}, line {line_number}")
+        raise
+
+
+def read_line_blocks(file: DataFile, place: Place) -> Iterator[tuple[bytes, int, tuple[int, int] | None]]:
+    """Yields (whole lines, their offset, the frame to read them from) from `place` on, unparsed: workers parse them.
+
+    Raises:
+        DataError: the file cannot be read or uncompressed.
+    """
+    offset = place.offset
+    try:
+        with _open_at(file, place) as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                block += stream.readline()
+                yield block, offset, _frame_at(stream, offset)
+                offset += len(block)
+    except Exception as error:
+        _explain(error, f"{file.path}, near byte {offset:,}")
         raise
 
 
@@ -245,7 +316,7 @@ def _explain(error: Exception, where: str) -> None:
         return
     if isinstance(error, EOFError):
         message = f"the compressed file is cut off ({error}); fetch or pack it again"
-    elif isinstance(error, (gzip.BadGzipFile, zlib.error)) or type(error).__name__ == "ZstdError":
+    elif isinstance(error, zlib.error) or type(error).__name__ == "ZstdError":
         message = f"not a valid compressed file ({error}); fetch or pack it again"
     elif type(error).__name__.startswith("Arrow"):
         message = f"not a valid parquet file ({_first_line(error)}); fetch or write it again"

@@ -1,53 +1,73 @@
-"""Pretraining batches: text from a source, tokenized in batches, packed, and dealt out to data-parallel ranks.
+"""Pretraining batches: sequences of one source or a mixture, dealt out to data-parallel ranks, with positions.
 
-Its own file because here the parts meet. Every rank walks the same document stream, so the order of sequences, the
-global counts and the end of the data need no communication, and a position serves any number of ranks.
+Its own file because here the parts meet. Which tokens global sequence number k holds is a function of data, seed and
+mixture alone; every rank computes the same order, counts and end without communication, and a position serves any
+number of ranks and workers and any micro batch.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
-from llama_dyt.data.packing import TokenStream, cut_sequences, frame_document, num_label_tokens
-from llama_dyt.data.sources import Source, open_source
-from llama_dyt.data.step import BatchShape, Prefetcher, Step, make_micro_batch
-from llama_dyt.data.tokenizer import encode_batch, tokenizer_fingerprint
+import numpy as np
+
+from llama_dyt.data.encoding import EncodedWalk, start_workers
+from llama_dyt.data.mixture import Schedule
+from llama_dyt.data.opening import Data, Feed, open_feeds
+from llama_dyt.data.positions import Counts, position_of, starting_point
+from llama_dyt.data.sequences import ArraySupply, DocumentSupply, Sequence, Supply, num_sequences
+from llama_dyt.data.step import IGNORED, BatchShape, Prefetcher, Step, make_micro_batch
+from llama_dyt.data.stream_supply import NO_DOCUMENT, StreamSupply
 from llama_dyt.errors import ConfigurationError, DataError
 
-# A tokenization batch ends at whichever comes first: enough for the tokenizer's threads, little enough memory.
-_BATCH_DOCUMENTS = 256
-_BATCH_CHARACTERS = 1 << 20
-_NO_DOCUMENT = "the dataset holds no document at all (only empty or unusable lines); give one with text in it"
-_NEW_RUN = "to train on other data from these weights, start a new run with --model_path"
+SHUFFLE_BUFFER = 2000
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the order of a run depends on besides its data and mixture.
+
+    Attributes:
+        seed: of all shuffling.
+        shuffle: "none", "documents" or "sequences", where a mixture's source does not say.
+        shuffle_buffer: documents of a stream that are shuffled together.
+    """
+
+    seed: int = 0
+    shuffle: str = "none"
+    shuffle_buffer: int = SHUFFLE_BUFFER
 
 
 class TokenBatches(Prefetcher):
     """Iterates the steps of a pretraining run for one data-parallel rank.
 
     Args:
-        dataset: what `-d` names, or an open Source.
+        dataset: what `-d` names, a mixture's YAML among it, an open Source or TokenArray, or the feeds of a mixture.
         tokenizer: a HuggingFace tokenizer with an EOS token.
         max_length: tokens in a sequence, at least 2.
         batch_size, accumulation: sequences in a micro batch, micro batches in a step, of one rank.
         dp_rank, dp_size: this rank among the data-parallel ranks.
-        num_epochs: walks over the corpus; sequences run on from one into the next, only the very end is padded.
+        num_epochs: walks over a dataset that is no mixture.
         state: `Step.position` of the step after which to go on, possibly made with other sizes; None for the start.
+        order: seed and kind of shuffling; must be that of `state`.
+        num_workers: processes that tokenize text; 0 does it in the loader's thread.
         skip_bad_lines: count unusable records instead of raising.
+        held_out_fraction: share of the text's documents that is left to validation (see `split`).
         prefetch: steps prepared ahead.
     Raises:
-        ConfigurationError: max_length below 2, or a tokenizer without EOS.
-        DataError: the dataset cannot be opened, or `state` belongs to another dataset or tokenizer. While iterating:
-            whatever is wrong in the data, or no document in the whole corpus.
+        ConfigurationError: max_length below 2, a tokenizer without EOS, or data that does not fit it.
+        DataError: the dataset cannot be opened, or `state` belongs to other data, another order or tokenizer. While
+            iterating: whatever is wrong in the data, or no document in the whole corpus.
 
-    The last global batch is filled up with rows whose labels are all -100. A last batch without a single target (one
-    token left over) is not delivered, as nothing can be learned from it.
+    The last global batch is filled up with rows whose labels are all -100.
     """
 
     def __init__(
         self,
-        dataset: str | Source,
+        dataset: str | Data | list[Feed],
         tokenizer,
         max_length: int,
         batch_size: int,
@@ -57,21 +77,61 @@ class TokenBatches(Prefetcher):
         num_epochs: int = 1,
         state: dict | None = None,
         *,
+        order: Order | None = None,
+        num_workers: int = 0,
         skip_bad_lines: bool = False,
-        sample_folder="data/sample",
+        held_out_fraction: float | None = None,
+        sample_folder: str | os.PathLike = "data/sample",
         prefetch: int = 2,
     ):
         check_lengths(tokenizer, max_length)
-        source = open_text(dataset, skip_bad_lines, sample_folder)
-        state = check_state(state, source, tokenizer)
+        order = order or Order()
+        feeds = open_feeds(
+            dataset,
+            tokenizer,
+            num_epochs,
+            order.shuffle,
+            held_out_fraction=held_out_fraction,
+            skip_bad_lines=skip_bad_lines,
+            sample_folder=sample_folder,
+        )
+        state = starting_point(state, feeds, tokenizer, order.seed, order.shuffle_buffer)
+        work = _Work(feeds, tokenizer, max_length, order, num_workers, held_out_fraction, state)
         shape = BatchShape(batch_size, accumulation, dp_rank, dp_size)
-        super().__init__(lambda: _steps(source, tokenizer, max_length, shape, num_epochs, state), prefetch)
+        super().__init__(lambda: _steps(work, shape), prefetch)
 
 
-def open_text(dataset: str | Source, skip_bad_lines: bool, sample_folder) -> Source:
-    if hasattr(dataset, "iterate"):
-        return dataset
-    return open_source(dataset, skip_bad_lines=skip_bad_lines, sample_folder=sample_folder)
+@dataclass(frozen=True)
+class _Work:
+    """Everything but the sizes that `_steps` needs."""
+
+    feeds: list[Feed]
+    tokenizer: object
+    max_length: int
+    order: Order
+    num_workers: int
+    held_out_fraction: float | None
+    state: dict
+
+    def workers(self):
+        if all(feed.is_array for feed in self.feeds):
+            return nullcontext()
+        return start_workers(self.tokenizer, self.num_workers, self.held_out_fraction)
+
+    def supply(self, feed: Feed, workers) -> Supply:
+        """A feed's sequences, from the state on."""
+        state, length = self.state["sources"].get(feed.name), self.max_length
+        key = (self.order.seed, feed.name, feed.shuffle)
+        if feed.is_array:
+            if feed.shuffle == "documents":
+                return DocumentSupply(feed.data, length, feed.num_epochs, key, state)
+            return ArraySupply(feed.data, length, feed.num_epochs, key if feed.shuffle == "sequences" else None, state)
+
+        def walk(position: dict | None) -> EncodedWalk:
+            return EncodedWalk(feed.data, workers, self.num_workers, position)
+
+        shuffle = (self.order.shuffle_buffer, key) if feed.shuffle == "documents" else None
+        return StreamSupply(walk, length, feed.num_epochs, shuffle, state)
 
 
 def check_lengths(tokenizer, max_length: int) -> None:
@@ -86,102 +146,79 @@ def check_lengths(tokenizer, max_length: int) -> None:
         )
 
 
-def check_state(state: dict | None, source: Source, tokenizer) -> dict:
-    """The position to begin at, after making sure that it was made with this dataset and tokenizer."""
-    tokenizer_mark = tokenizer_fingerprint(tokenizer)
-    if state is None:
-        return {
-            "epoch": 0,
-            "source": None,
-            "token": 0,
-            "sequences": 0,
-            "tokens": 0,
-            "bad_lines": 0,
-            "dataset": source.fingerprint,
-            "tokenizer": tokenizer_mark,
-        }
-    if state["dataset"] != source.fingerprint:
+@dataclass
+class _Rows:
+    """What one step deals out: sizes of all its sequences, and those that this rank reads."""
+
+    num_tokens: int = 0
+    num_label_tokens: int = 0
+    num_rows: int = 0
+    own: list[tuple[Supply, Sequence]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+def _steps(work: _Work, shape: BatchShape) -> Iterator[Step]:
+    feeds, state = work.feeds, work.state
+    with work.workers() as workers:
+        supplies = [work.supply(feed, workers) for feed in feeds]
+        counts = Counts.of(state, feeds)
+        stopped = [number for number, supply in enumerate(supplies) if supply.ended]
+        unchanged = [feeds[number].name for number in stopped] == state["stopped"]
+        schedule = Schedule([feed.weight for feed in feeds], state["turns"] if unchanged else None, stopped)
+        while schedule.running:
+            rows = _deal(feeds, supplies, schedule, counts, shape)
+            position = position_of(state, feeds, supplies, schedule, counts)
+            yield Step(
+                _micro_batches(rows.own, shape, work),
+                rows.num_label_tokens,
+                rows.num_tokens,
+                position,
+                position["bad_lines"],
+                counts.in_words(feeds, supplies),
+                tuple(rows.notices),
+            )
+
+
+def _deal(feeds, supplies: list[Supply], schedule: Schedule, counts: Counts, shape: BatchShape) -> _Rows:
+    """Goes past the sequences of one step, on every rank alike."""
+    rows, own = _Rows(), shape.own_rows
+    while rows.num_rows < shape.global_rows and schedule.running:
+        number = schedule.next()
+        supply = supplies[number]
+        sequence = supply.advance()
+        if own.start <= rows.num_rows < own.stop:
+            rows.own.append((supply, sequence))
+        rows.num_rows += 1
+        rows.num_tokens += sequence.num_tokens
+        rows.num_label_tokens += sequence.num_tokens - 1
+        counts.add(number, sequence.num_tokens)
+        if supply.ended:
+            schedule.stop(number)
+            if feeds[number].name:
+                rest = "the others go on at their relative weights" if schedule.running else "it was the last"
+                rows.notices.append(
+                    f"{feeds[number]} ended after {supply.num_epochs_done} epochs and "
+                    f"{counts.tokens[number]:,} tokens; {rest}"
+                )
+    return rows
+
+
+def _micro_batches(own: list[tuple[Supply, Sequence]], shape: BatchShape, work: _Work) -> list:
+    """Reads this rank's rows; what is missing of them is padding without loss."""
+    input_ids = np.full((shape.rows, work.max_length), work.tokenizer.eos_token_id, np.int32)
+    labels = np.full((shape.rows, work.max_length), IGNORED, np.int32)
+    for row, (supply, sequence) in enumerate(own):
+        tokens = supply.read(sequence)
+        input_ids[row, : len(tokens)] = labels[row, : len(tokens)] = tokens
+    if own and input_ids.max() >= len(work.tokenizer):
         raise DataError(
-            "the dataset is not the one that the checkpoint was reading (another name, or files added, removed or "
-            f"changed); restore it to resume; {_NEW_RUN}"
+            f"token {input_ids.max()} is none of the tokenizer's {len(work.tokenizer)}; give --tokenizer the one that "
+            "the data was prepared with"
         )
-    if state["tokenizer"] != tokenizer_mark:
-        raise DataError(
-            f"the tokenizer is not the one that the checkpoint was reading with; restore it to resume; {_NEW_RUN}"
-        )
-    return state
-
-
-def encoded_documents(source: Source, tokenizer, position: dict | None) -> Iterator[tuple]:
-    """Yields (tokens with BOS and EOS, position after the document) for one walk; empty documents are passed over."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    records = source.iterate(position)
-    while batch := list(_take_batch(records)):
-        kept = [(values[0], after) for values, after in batch if values[0]]
-        for ids, (_, after) in zip(encode_batch(tokenizer, [text for text, _ in kept]), kept, strict=True):
-            yield frame_document(ids, bos, eos), after
-
-
-def _take_batch(records: Iterator) -> Iterator:
-    characters = 0
-    for record in islice(records, _BATCH_DOCUMENTS):
-        yield record
-        characters += len(record[0][0])
-        if characters >= _BATCH_CHARACTERS:
-            return
-
-
-def _steps(
-    source: Source, tokenizer, max_length: int, shape: BatchShape, num_epochs: int, state: dict
-) -> Iterator[Step]:
-    pad = tokenizer.eos_token_id
-    size = shape.global_rows * max_length
-    sequences, tokens_seen = state["sequences"], state["tokens"]
-    stream = TokenStream({"epoch": state["epoch"], "source": state["source"], "bad_lines": state["bad_lines"]})
-
-    def make_step() -> Step | None:
-        nonlocal sequences, tokens_seen
-        tokens = stream.take(size)
-        labelled = num_label_tokens(len(tokens), max_length)
-        if not labelled:
-            return None
-        sequences += shape.global_rows
-        tokens_seen += len(tokens)
-        place, used = stream.place()
-        own = tokens[shape.own_rows.start * max_length : shape.own_rows.stop * max_length]
-        input_ids, labels = cut_sequences(own, shape.rows, max_length, pad)
-        batches = [
-            make_micro_batch(input_ids[first : first + shape.batch_size], labels[first : first + shape.batch_size])
-            for first in range(0, shape.rows, shape.batch_size)
-        ]
-        kept = {"dataset": state["dataset"], "tokenizer": state["tokenizer"]}
-        position = {**place, "token": used, "sequences": sequences, "tokens": tokens_seen, **kept}
-        return Step(batches, labelled, len(tokens), position, place["bad_lines"])
-
-    skip = state["token"]
-    for tokens, after in _all_epochs(source, tokenizer, num_epochs, state, stream):
-        stream.add(tokens, after, skip)
-        skip = 0
-        while stream.num_tokens > size:  # not >=: the very last step shall know that the data ended there
-            yield make_step()
-    while stream.num_tokens and (step := make_step()):
-        yield step
-
-
-def _all_epochs(source: Source, tokenizer, num_epochs: int, state: dict, stream: TokenStream) -> Iterator[tuple]:
-    """Documents of all epochs still to come, with full positions; tells the stream where each epoch begins."""
-    skipped_before = state["bad_lines"] - ((state["source"] or {}).get("bad_lines", 0))
-    position = state["source"]
-    for epoch in range(state["epoch"], num_epochs):
-        empty = True
-        for tokens, after in encoded_documents(source, tokenizer, position):
-            empty = False
-            yield tokens, {"epoch": epoch, "source": after, "bad_lines": skipped_before + after["bad_lines"]}
-        if empty and position is None:
-            raise DataError(_NO_DOCUMENT)
-        skipped_before += source.bad_lines
-        stream.move_end({"epoch": epoch + 1, "source": None, "bad_lines": skipped_before})
-        position = None
+    return [
+        make_micro_batch(input_ids[first : first + shape.batch_size], labels[first : first + shape.batch_size])
+        for first in range(0, shape.rows, shape.batch_size)
+    ]
 
 
 @dataclass(frozen=True)
@@ -195,7 +232,7 @@ class StepCount:
 
 
 def count_steps(
-    dataset: str | Source,
+    dataset: str | Data | list[Feed],
     tokenizer,
     max_length: int,
     batch_size: int,
@@ -203,33 +240,48 @@ def count_steps(
     dp_size: int = 1,
     num_epochs: int = 1,
     *,
+    num_workers: int = 0,
     skip_bad_lines: bool = False,
-    sample_folder="data/sample",
+    held_out_fraction: float | None = None,
+    sample_folder: str | os.PathLike = "data/sample",
     progress: Callable[[int, int], None] | None = None,
 ) -> StepCount:
-    """Walks the corpus once and counts exactly what iterating `TokenBatches` will deliver.
+    """Counts exactly what iterating `TokenBatches` will deliver: at once for prepared tokens, by a walk over text.
 
     Args:
-        progress: called now and then with (documents, tokens) so far.
+        progress: called now and then with (documents, tokens) of the present text so far.
     Returns:
         totals over all epochs; `sequences` without the rows that only fill the last batch up.
     Raises:
-        ConfigurationError: a streamed dataset, which cannot be walked beforehand.
+        ConfigurationError: a streamed dataset, which cannot be walked beforehand, or a source without end.
     """
     check_lengths(tokenizer, max_length)
-    source = open_text(dataset, skip_bad_lines, sample_folder)
-    if not source.is_local:
-        raise ConfigurationError("a streamed dataset's length is unknown; give --max_steps (the schedule needs it)")
+    feeds = open_feeds(dataset, tokenizer, num_epochs, skip_bad_lines=skip_bad_lines, sample_folder=sample_folder)
+    for feed in feeds:
+        if feed.num_epochs is None:
+            raise ConfigurationError(f"{feed} is repeated without end; give --max_steps, or its number of epochs")
+        if not feed.is_array and not feed.data.is_local:
+            raise ConfigurationError(f"{feed} is streamed and its length unknown; give --max_steps")
+    documents = tokens = sequences = 0
+    for feed in feeds:
+        if feed.is_array:
+            once = feed.data.num_documents, feed.data.num_tokens
+        else:
+            once = _count_text(feed, tokenizer, num_workers, held_out_fraction, progress)
+        documents += once[0] * feed.num_epochs
+        tokens += once[1] * feed.num_epochs
+        sequences += num_sequences(once[1] * feed.num_epochs, max_length)
+    return StepCount(-(-sequences // (batch_size * accumulation * dp_size)), sequences, tokens, documents)
+
+
+def _count_text(feed: Feed, tokenizer, num_workers: int, held_out_fraction: float, progress) -> tuple[int, int]:
     documents = tokens = 0
-    for document, _ in encoded_documents(source, tokenizer, None):
-        documents += 1
-        tokens += len(document)
-        if progress and documents % _BATCH_DOCUMENTS == 0:
-            progress(documents, tokens)
+    with start_workers(tokenizer, num_workers, held_out_fraction) as workers:
+        for document, _ in EncodedWalk(feed.data, workers, num_workers):
+            documents += 1
+            tokens += len(document)
+            if progress and documents % 1000 == 0:
+                progress(documents, tokens)
     if not documents:
-        raise DataError(_NO_DOCUMENT)
-    tokens *= num_epochs
-    size = batch_size * accumulation * dp_size * max_length
-    steps, rest = divmod(tokens, size)
-    steps += num_label_tokens(rest, max_length) > 0
-    return StepCount(steps, -(-tokens // max_length), tokens, documents * num_epochs)
+        raise DataError(NO_DOCUMENT)
+    return documents, tokens

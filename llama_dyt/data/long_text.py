@@ -43,6 +43,19 @@ def _find_alone(text: str, character: str, least: int, most: int) -> int | None:
     return None
 
 
+def encode_all(encode: Callable[[Sequence[str]], list[np.ndarray]], texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text, int32; those of more than LONG_CHARACTERS in pieces.
+
+    Args:
+        encode: texts to their ids.
+    """
+    if not texts:
+        return []
+    if all(len(text) <= LONG_CHARACTERS for text in texts):
+        return encode(texts)
+    return [encode_in_pieces(encode, text) if len(text) > LONG_CHARACTERS else encode([text])[0] for text in texts]
+
+
 def encode_in_pieces(
     encode: Callable[[Sequence[str]], list[np.ndarray]], text: str, longest: int = LONG_CHARACTERS
 ) -> np.ndarray:

@@ -18,6 +18,8 @@ from llama_dyt.data.files import (
     DataFile,
     Place,
     is_data_file,
+    is_json_lines,
+    read_line_blocks,
     read_records,
     stat_file,
 )
@@ -46,6 +48,12 @@ class Source(Protocol):
     def iterate(self, position: dict | None = None) -> Iterator[tuple[tuple[str, ...], dict]]: ...
 
     def problems(self) -> list[str]: ...
+
+
+def place_of(file: DataFile, place: Place, bad_lines: int) -> dict:
+    """The JSON-able position of a place in a file."""
+    frame = {"frame": list(place.frame)} if place.frame else {}
+    return {"file": file.name, "offset": place.offset, "line": place.line, "bad_lines": bad_lines, **frame}
 
 
 class FileSource:
@@ -77,28 +85,49 @@ class FileSource:
         Raises:
             DataError: a file or record cannot be used (file and line named), or the position's file is gone.
         """
-        first, place, self.bad_lines = 0, Place(), 0
-        if position is not None:
-            names = [file.name for file in self.files]
-            if position["file"] not in names:
-                raise DataError(
-                    f"{self.dataset}: {position['file']}, where the run stopped reading, is gone; restore it"
-                )
-            first = names.index(position["file"])
-            place = Place(position["offset"], position["line"])
-            self.bad_lines = position["bad_lines"]
-        for file in self.files[first:]:
+        files, place, self.bad_lines = self._from(position)
+        for file in files:
             for values, after in read_records(file, self.fields, place, self._bad):
-                yield (
-                    values,
-                    {"file": file.name, "offset": after.offset, "line": after.line, "bad_lines": self.bad_lines},
-                )
+                yield values, place_of(file, after, self.bad_lines)
             place = Place()
 
+    def line_blocks(self, position: dict | None = None) -> Iterator[tuple[DataFile, Place, bytes]] | None:
+        """The same records as (file, place, whole lines) to be parsed by whoever asks; None where files are parquet.
+
+        Of the places only the first of each file has its line number.
+        """
+        if not all(is_json_lines(file.name) for file in self.files):
+            return None
+        return self._line_blocks(position)
+
+    def _line_blocks(self, position: dict | None) -> Iterator[tuple[DataFile, Place, bytes]]:
+        files, place, _ = self._from(position)
+        for file in files:
+            line = place.line
+            for block, offset, frame in read_line_blocks(file, place):
+                yield file, Place(offset, line, frame), block
+                line = 0
+            place = Place()
+
+    def _from(self, position: dict | None) -> tuple[list[DataFile], Place, int]:
+        """(files still to read, place in the first of them, bad lines so far) at a position."""
+        if position is None:
+            return self.files, Place(), 0
+        names = [file.name for file in self.files]
+        if position["file"] not in names:
+            raise DataError(f"{self.dataset}: {position['file']}, where the run stopped reading, is gone; restore it")
+        frame = position.get("frame")
+        place = Place(position["offset"], position["line"], tuple(frame) if frame else None)
+        return self.files[names.index(position["file"]) :], place, position["bad_lines"]
+
     def _bad(self, reason: str) -> None:
+        self.refuse(reason)
+        self.bad_lines += 1
+
+    def refuse(self, reason: str) -> None:
+        """Raises for a line that cannot be used, unless such lines are to be left out."""
         if not self.skip_bad_lines:
             raise DataError(f"{reason}; correct it, or pass --skip_bad_lines to leave such lines out")
-        self.bad_lines += 1
 
     def problems(self) -> list[str]:
         """What would stop the run, found quickly: the first file that holds anything is opened, no more."""

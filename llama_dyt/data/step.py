@@ -9,7 +9,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class Step:
         num_tokens: tokens that are not padding, in the global batch.
         position: JSON-able, where the data goes on after this step; give it to a loader as `state`.
         num_bad_lines: unusable records passed over since the run began (only with skip_bad_lines).
+        sources: what each source of a mixture has given so far, such as {"wiki/tokens": 8192}; for the records.
+        notices: what happened to the data in this step, in words for the log.
     """
 
     micro_batches: list[MicroBatch]
@@ -38,6 +40,8 @@ class Step:
     num_tokens: int
     position: dict
     num_bad_lines: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

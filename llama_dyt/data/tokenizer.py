@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from llama_dyt.data.hub import probe
-from llama_dyt.data.long_text import LONG_CHARACTERS, encode_in_pieces
+from llama_dyt.data.long_text import encode_all
+from llama_dyt.data.text_worker import encode_with_backend
 from llama_dyt.errors import ConfigurationError, DataError
 
 _HF_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -177,29 +178,15 @@ def train_sentencepiece(texts: Iterable[str], folder: str | os.PathLike, vocab_s
 def encode_batch(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Token ids of each text, int32, without special tokens: neither added nor recognised in the text.
 
-    A text of more than LONG_CHARACTERS is encoded in pieces, see `long_text`.
+    A very long text is encoded in pieces, see `long_text`.
     """
-    if not texts:
-        return []
-    if any(len(text) > LONG_CHARACTERS for text in texts):
-        return [
-            encode_in_pieces(lambda pieces: _encode_whole(tokenizer, pieces), text, LONG_CHARACTERS)
-            if len(text) > LONG_CHARACTERS
-            else _encode_whole(tokenizer, [text])[0]
-            for text in texts
-        ]
-    return _encode_whole(tokenizer, texts)
+    return encode_all(lambda some: _encode_whole(tokenizer, some), texts)
 
 
 def _encode_whole(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     if tokenizer.is_fast:
         # The backend itself: a BatchEncoding would copy masks and offsets that nobody reads, at half the speed.
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return encode_with_backend(tokenizer.backend_tokenizer, texts)
     ids = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
     return [np.array(row, dtype=np.int32) for row in ids["input_ids"]]
 

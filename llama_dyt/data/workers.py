@@ -136,7 +136,8 @@ def _send(pipe: Any, value: Any) -> None:
 
 def _serve() -> None:
     """A worker's life: one function to make, then tasks until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one; it ends us
+    for number in (signal.SIGINT, signal.SIGTERM):  # these are for the process that started this one; it ends us
+        signal.signal(number, signal.SIG_IGN)
     tasks, results = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not print into the results
     try:

@@ -19,8 +19,9 @@ from llama_dyt.config import check, cli
 from llama_dyt.config.options import Kind
 from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import DEFAULT_TOKENIZER
+from llama_dyt.data.opening import check_data, is_countable, open_feeds
 from llama_dyt.data.sample import build_sample_corpus
-from llama_dyt.data.sources import SAMPLE, check_dataset, open_source
+from llama_dyt.data.sources import SAMPLE, check_dataset
 from llama_dyt.data.tokenizer import check_vocabulary, load_tokenizer
 from llama_dyt.errors import ConfigurationError, LlamaDytError
 from llama_dyt.models import build_config, empty_model
@@ -80,10 +81,13 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
     found = _Problems(problems)
 
     if run.data.dataset is not None:
-        fields = INSTRUCTION_FIELDS if kind == "finetune" else ("text",)
-        task = run.data.task_name if kind == "finetune" else None
+        fields, task = INSTRUCTION_FIELDS, run.data.task_name
         skip = run.data.skip_bad_lines
-        for problem in check_dataset(run.data.dataset, fields, task=task, skip_bad_lines=skip):
+        if kind == "pretrain":
+            dataset_problems = check_data(run.data.dataset, num_epochs=run.data.num_epochs, skip_bad_lines=skip)
+        else:
+            dataset_problems = check_dataset(run.data.dataset, fields, task=task, skip_bad_lines=skip)
+        for problem in dataset_problems:
             found.add(_about_dataset(run.data.dataset, problem))
         if kind == "finetune" and run.data.dataset == SAMPLE:
             found.add("--dataset sample is plain text without prompts; give a file of prompt/completion JSON lines")
@@ -103,10 +107,13 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
         if corpus:
             dataset, held_out = corpus.train_glob, corpus.validation_file
         tokenizer = found.attempt(lambda: load_tokenizer(_tokenizer_name(run, weights_folder, corpus)))
-        if kind == "pretrain" and run.run.max_steps is None and not open_source(dataset).is_local:
+        if kind == "pretrain" and run.run.max_steps is None and not is_countable(dataset):
             found.add(
-                f"--dataset {dataset} is streamed and its length unknown: give --max_steps, the schedule needs it"
+                f"--dataset {dataset} has no end or is streamed, so its length is unknown: give --max_steps, the "
+                "schedule needs it"
             )
+        if kind == "pretrain" and tokenizer is not None:
+            found.attempt(lambda: open_feeds(dataset, tokenizer, shuffle=run.data.shuffle))
     found.raise_if_any()  # without a tokenizer the vocabulary, and so the model, is not known
     model_config = found.attempt(lambda: _model_config(run, tokenizer, weights_folder))
     if model_config is not None and tokenizer is not None:

@@ -108,6 +108,7 @@ class Trainer:
         self._saved_step = progress.step  # where a resumed run starts; a new one has nothing to save yet
         self._stop_signal = False
         self.num_bad_lines = 0
+        self.sources: dict[str, int] = {}
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -130,6 +131,9 @@ class Trainer:
         self.progress.tokens_seen += step.num_tokens
         self.progress.position = step.position
         self.num_bad_lines = step.num_bad_lines
+        self.sources = step.sources
+        for notice in step.notices:
+            self.tracker.say(f"step {self.progress.step}: {notice}")
         return StepOutcome(loss=loss, lr=lr, result=result, stop_asked=stops > 0)
 
     def _not_finite(self, loss: float) -> str:
@@ -226,6 +230,8 @@ class Trainer:
             "skipped_steps": self.progress.skipped_steps,
             "bad_lines": self.num_bad_lines,
         }
+        if self.sources:
+            record["sources"] = self.sources
         if probe is not None:
             record["alpha"], record["saturation"] = self._over_stages(*probe.values())
         return record

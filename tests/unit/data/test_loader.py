@@ -5,15 +5,19 @@ import json
 import subprocess
 import sys
 import threading
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from corpora import write_jsonl
+from corpora import Tokens, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_dyt.data.loader import TokenBatches, count_steps
-from llama_dyt.data.tokenizer import encode_batch
+from llama_dyt.data.loader import Order, TokenBatches, count_steps
+from llama_dyt.data.opening import Feed
+from llama_dyt.data.sources import open_source
+from llama_dyt.data.split import is_held_out
+from llama_dyt.data.tokenizer import encode_batch, tokenizer_fingerprint
 from llama_dyt.errors import ConfigurationError, DataError
 
 
@@ -81,8 +85,8 @@ def test_no_token_is_lost_or_doubled_and_all_ranks_end_together(tokenizer, texts
     steps = steps_of_all_ranks(source, tokenizer, max_length, batch_size, accumulation, dp_size, num_epochs)
     stream = expected_stream(texts, tokenizer, num_epochs)
     seen = tokens_in_order(steps)
-    unlearnable = len(stream) - len(seen)  # a last step of one token has no target and is left out
-    assert unlearnable == (len(stream) % (batch_size * accumulation * dp_size * max_length) == 1)
+    unlearnable = len(stream) - len(seen)  # a last sequence of one token has no target and is left out
+    assert unlearnable == (len(stream) % max_length == 1)
     assert seen == stream[: len(seen)]
     for step in zip(*steps, strict=True):
         targets = sum(int((b["labels"][:, 1:] != -100).sum()) for rank in step for b in rank.micro_batches)
@@ -141,6 +145,132 @@ def test_resume_from_files_at_every_step(tmp_path, tokenizer, suffix):
             for batch, batch_again in zip(step.micro_batches, again.micro_batches, strict=True):
                 assert batch["input_ids"].equal(batch_again["input_ids"])
                 assert batch["labels"].equal(batch_again["labels"])
+
+
+def test_positions_from_before_there_were_mixtures_are_gone_on_from(tmp_path, tokenizer):
+    """The keys that checkpoints of 0.1.0's first versions hold: one stream, a document and how much of it is used."""
+    texts = [f"document {i} " + "word " * (i % 5) for i in range(20)]
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    source = open_source(str(path))
+    records = list(source.iterate())
+    stream = expected_stream(texts, tokenizer, 2)
+    lengths = [len(expected_stream([text], tokenizer, 1)) for text in texts]
+    for document, used in ((0, 3), (7, 0), (19, 2)):
+        done = sum(lengths) + sum(lengths[:document]) + used
+        state = {
+            "epoch": 1,
+            "source": records[document - 1][1] if document else None,
+            "bad_lines": 0,
+            "token": used,
+            "sequences": 40,
+            "tokens": done,
+            "dataset": source.fingerprint,
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+        }
+        rest = list(TokenBatches(str(path), tokenizer, 8, 2, num_epochs=2, state=json.loads(json.dumps(state))))
+        seen = tokens_in_order([rest])
+        assert seen == stream[done : done + len(seen)] and len(stream) - done - len(seen) <= 1
+        assert rest[0].position["sequences"] == 42
+
+
+def test_another_order_or_mixture_is_refused_on_resume(tokenizer):
+    tokens = Tokens([[5] * 40, [6] * 40])
+    position = next(TokenBatches(tokens, tokenizer, 8, 1, order=Order(3, "sequences"))).position
+    for order in (Order(4, "sequences"), Order(3, "documents"), Order(3)):
+        with pytest.raises(DataError, match="another order.*--seed"):
+            TokenBatches(tokens, tokenizer, 8, 1, order=order, state=position)
+    with pytest.raises(DataError, match="give --max_length 8"):
+        list(TokenBatches(tokens, tokenizer, 16, 1, order=Order(3, "sequences"), state=position))
+    two = [Feed("a", tokens), Feed("b", tokens)]
+    with pytest.raises(DataError, match="sources or weights are not those"):
+        TokenBatches(two, tokenizer, 8, 1, state=position)
+    position = next(TokenBatches(two, tokenizer, 8, 1)).position
+    heavier = [Feed("a", tokens, Fraction(2)), Feed("b", tokens)]
+    with pytest.raises(DataError, match="sources or weights are not those.*a, b"):
+        TokenBatches(heavier, tokenizer, 8, 1, state=position)
+
+
+def test_prepared_tokens_of_another_tokenizer_are_refused(tokenizer):
+    for tokens, message in (
+        (Tokens([[5] * 9], tokenizer="other"), "another tokenizer"),
+        (Tokens([[5] * 9], vocab_size=331), "vocabulary of 331, the tokenizer's has 330"),
+        (Tokens([]), "no token at all"),
+    ):
+        with pytest.raises((ConfigurationError, DataError), match=message):
+            list(TokenBatches(tokens, tokenizer, 8, 1))
+    with pytest.raises(DataError, match="token 330 is none of the tokenizer's 330"):
+        list(TokenBatches(Tokens([[330] * 9]), tokenizer, 8, 1))
+    fitting = Tokens([[329] * 9], tokenizer=tokenizer_fingerprint(tokenizer), vocab_size=330)
+    assert len(list(TokenBatches(fitting, tokenizer, 8, 1))) == 1
+
+
+def test_text_cannot_be_shuffled_by_sequences(tokenizer):
+    with pytest.raises(ConfigurationError, match="--shuffle documents, or prepare it"):
+        TokenBatches(ListSource(["x"]), tokenizer, 8, 1, order=Order(1, "sequences"))
+
+
+def test_an_endless_mixture_cannot_be_counted_and_prepared_tokens_are_counted_at_once(tokenizer):
+    class Huge(Tokens):
+        def tokens(self, start, stop):
+            raise AssertionError("counting reads no token")
+
+    huge = Huge([[5]])
+    huge.num_tokens, huge.num_documents = 10**12, 10**9
+    count = count_steps([Feed("a", huge, num_epochs=3), Feed("b", huge)], tokenizer, 4096, 8, 4, 64)
+    assert (count.tokens, count.documents, count.sequences) == (4 * 10**12, 4 * 10**9, 732421875 + 244140625)
+    assert count.steps == -(-(732421875 + 244140625) // 2048)
+    with pytest.raises(ConfigurationError, match="source b is repeated without end; give --max_steps"):
+        count_steps([Feed("a", huge), Feed("b", huge, num_epochs=None)], tokenizer, 4096, 8)
+
+
+def test_a_source_that_ends_says_so_and_each_is_counted(tokenizer):
+    feeds = [Feed("a", Tokens([[5] * 16])), Feed("b", Tokens([[6] * 64]), num_epochs=None)]
+    loader = TokenBatches(feeds, tokenizer, 8, 2)
+    steps = [next(loader) for _ in range(4)]
+    loader.close()
+    notices = [notice for step in steps for notice in step.notices]
+    assert notices == ["source a ended after 1 epochs and 16 tokens; the others go on at their relative weights"]
+    assert steps[3].sources == {
+        "a/sequences": 2,
+        "a/tokens": 16,
+        "a/epochs": 1,
+        "b/sequences": 6,
+        "b/tokens": 48,
+        "b/epochs": 0,
+    }
+
+
+def test_documents_that_validation_holds_out_are_not_trained_on(tmp_path, tokenizer):
+    texts = [f"document {i}" for i in range(200)]
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    kept = [text for text in texts if not is_held_out(text, 0.3)]
+    assert 100 < len(kept) < 180
+    for num_workers in (0, 2):
+        options = {"held_out_fraction": 0.3, "num_workers": num_workers}
+        steps = list(TokenBatches(str(path), tokenizer, 16, 2, **options))
+        assert tokens_in_order([steps]) == expected_stream(kept, tokenizer, 1)
+        assert len(steps) == count_steps(str(path), tokenizer, 16, 2, **options).steps
+    with pytest.raises(DataError, match="not the one"):
+        TokenBatches(str(path), tokenizer, 16, 2, state=steps[0].position)
+
+
+def test_bad_lines_found_by_workers_are_told_or_counted_as_without_them(tmp_path, tokenizer):
+    lines = [json.dumps({"text": f"document {i}"}) for i in range(40)]
+    lines[7:7] = ["", "{broken", json.dumps({"other": 1})]
+    lines.append("[1]")
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines))
+    told = []
+    for num_workers in (0, 1):
+        with pytest.raises(DataError) as caught:
+            list(TokenBatches(str(path), tokenizer, 16, 2, num_workers=num_workers))
+        told.append(str(caught.value))
+        kept = list(TokenBatches(str(path), tokenizer, 16, 2, skip_bad_lines=True, num_workers=num_workers))
+        assert kept[-1].num_bad_lines == 3
+        assert [step.position for step in kept] == [
+            step.position for step in TokenBatches(str(path), tokenizer, 16, 2, skip_bad_lines=True)
+        ]
+    assert told[0] == told[1] and "line 9: is not valid JSON" in told[0]
 
 
 def test_more_epochs_can_be_added_to_a_finished_run(tokenizer):

@@ -8,6 +8,7 @@ import pytest
 import zstandard
 from corpora import write_jsonl, write_parquet
 
+from llama_dyt.data import files
 from llama_dyt.data.sources import check_dataset, find_files, open_source
 from llama_dyt.errors import DataError
 
@@ -125,6 +126,25 @@ def test_parquet_null_is_a_bad_row_and_a_missing_column_an_error(tmp_path):
     assert texts_of(str(path), skip_bad_lines=True) == ["one", "two"]
     with pytest.raises(DataError, match="has no column 'text' .it has content, meta"):
         texts_of(str(write_parquet(tmp_path / "b.parquet", ["one"], column="content")))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_position_in_a_later_frame_is_gone_on_from_without_reading_the_earlier(tmp_path, monkeypatch, suffix):
+    pack = gzip.compress if suffix == ".gz" else zstandard.compress
+    lines = [json.dumps({"text": f"document {i}"}).encode() + b"\n" for i in range(40)]
+    frames = [pack(b"".join(lines[first : first + 10])) for first in range(0, 40, 10)]
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(frames[0] + frames[1] + b"\0" * 700 + frames[2] + frames[3] + b"\0" * 70_000)
+    monkeypatch.setattr(files, "_READ_PACKED_BYTES", 64)
+    source = open_source(str(path))
+    walked = list(source.iterate())
+    assert [values[0] for values, _ in walked] == [f"document {i}" for i in range(40)]
+    path.write_bytes(b"x" * len(frames[0] + frames[1]) + path.read_bytes()[len(frames[0] + frames[1]) :])
+    for done in (24, 31, 39):
+        position = json.loads(json.dumps(walked[done][1]))
+        assert list(source.iterate(position)) == walked[done + 1 :]
+        blocks = b"".join(block for _, _, block in source.line_blocks(position))
+        assert blocks == b"".join(lines[done + 1 :])
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])

@@ -1,0 +1,130 @@
+"""What a worker process does with text: JSON lines or texts in, framed token ids out.
+
+Its own file because a worker imports it, and so it must need neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from llama_dyt.data.files import parse_json_line
+from llama_dyt.data.long_text import encode_all
+from llama_dyt.data.split import is_held_out
+
+Task = bytes | Sequence[str]
+"""Whole JSON lines (their field `text` is meant), or texts."""
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """The documents of one task, in their order; those without text, and those held out, are left out.
+
+    Attributes:
+        tokens: [BOS] + ids + [EOS] of all documents, one after the other, int32.
+        stops: where each document's tokens end, (documents,) int64.
+        numbers: which text of the task each document was, or the number of its line, from 0, (documents,) int64.
+        ends: for lines: the byte behind each document's line, (documents,) int64.
+        num_lines: lines of the task; 0 for texts.
+        bad: (line number from 0, reason) of lines that cannot be used.
+    """
+
+    tokens: np.ndarray
+    stops: np.ndarray
+    numbers: np.ndarray
+    ends: np.ndarray
+    num_lines: int
+    bad: list[tuple[int, str]]
+
+
+def tokenizer_for_workers(tokenizer) -> tuple[str, Any]:
+    """What `make_text_encoder` makes a tokenizer of in another process: a fast one's JSON, else the thing itself."""
+    if not tokenizer.is_fast:
+        return "object", tokenizer
+    # Only what encoding into ids needs: the post-processor, which adds special tokens, is not asked for any.
+    return "json", json.dumps({**json.loads(tokenizer.backend_tokenizer.to_str()), "post_processor": None})
+
+
+def make_text_encoder(
+    kind: str, tokenizer: Any, bos: int | None, eos: int, held_out_fraction: float | None = None
+) -> Callable[[Task], EncodedTexts]:
+    """The function that a worker runs.
+
+    Args:
+        kind, tokenizer: of `tokenizer_for_workers`; or "object" and the tokenizer, in the same process.
+        bos, eos: ids that open and end each document; None for no BOS.
+        held_out_fraction: documents that validation holds out at this share (see `split`) are left out here.
+    """
+    encode = _encoder(kind, tokenizer)
+    head = [] if bos is None else [bos]
+
+    def handle(task: Task) -> EncodedTexts:
+        bad: list[tuple[int, str]] = []
+        num_lines = 0
+        if isinstance(task, bytes):
+            texts, numbers, ends, num_lines = _parse(task, bad)
+        else:
+            texts, numbers, ends = list(task), list(range(len(task))), []
+        kept = [
+            i
+            for i, text in enumerate(texts)
+            if text and not (held_out_fraction and is_held_out(text, held_out_fraction))
+        ]
+        ids = encode([texts[i] for i in kept])
+        stops = np.cumsum([len(row) + len(head) + 1 for row in ids], dtype=np.int64)
+        tokens = np.empty(int(stops[-1]) if len(ids) else 0, np.int32)
+        start = 0
+        for row, stop in zip(ids, stops, strict=True):
+            tokens[start : start + len(head)] = head
+            tokens[start + len(head) : stop - 1] = row
+            tokens[stop - 1] = eos
+            start = stop
+        pick = np.array(kept, np.int64)
+        lines_end = np.array(ends, np.int64)[pick] if ends else np.empty(0, np.int64)
+        return EncodedTexts(tokens, stops, np.array(numbers, np.int64)[pick], lines_end, num_lines, bad)
+
+    return handle
+
+
+def _encoder(kind: str, tokenizer: Any) -> Callable[[Sequence[str]], list]:
+    if kind == "json":
+        from tokenizers import Tokenizer
+
+        backend = Tokenizer.from_str(tokenizer)
+        return partial(encode_all, partial(encode_with_backend, backend))
+    from llama_dyt.data.tokenizer import encode_batch
+
+    return lambda texts: encode_batch(tokenizer, texts)
+
+
+def encode_with_backend(backend: Any, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text, int32, by a `tokenizers.Tokenizer`; special tokens neither added nor recognised."""
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+
+def _parse(block: bytes, bad: list[tuple[int, str]]) -> tuple[list[str], list[int], list[int], int]:
+    """(texts, their line numbers from 0, the byte behind each, lines in all)."""
+    texts, numbers, ends = [], [], []
+    end, number = 0, -1
+    for number, line in enumerate(io.BytesIO(block)):
+        end += len(line)
+        if line.isspace():
+            continue
+        values = parse_json_line(line, ("text",))
+        if isinstance(values, str):
+            bad.append((number, values))
+        else:
+            texts.append(values[0])
+            numbers.append(number)
+            ends.append(end)
+    return texts, numbers, ends, number + 1
