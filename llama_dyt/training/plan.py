@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llama_dyt.config.settings import DEFAULT_TOKENIZER
 from llama_dyt.data.sample import build_sample_corpus
 from llama_dyt.data.sources import SAMPLE, check_dataset, open_source
 from llama_dyt.data.tokenizer import check_vocabulary, load_tokenizer
+from llama_dyt.data.validation import ValidationSet, set_name
 from llama_dyt.errors import ConfigurationError, LlamaDytError
 from llama_dyt.models import build_config, empty_model
 
@@ -44,6 +46,7 @@ class Plan:
         checkpoint: what the run resumes from; None for a start at step 0.
         dataset: the path or hub name to read (the built corpus's for `sample`); None for the benchmark.
         held_out: text that `sample` keeps out of training; None for other datasets.
+        validation: the sets to validate on; empty without validation.
     """
 
     run: RunConfig
@@ -55,11 +58,17 @@ class Plan:
     checkpoint: Checkpoint | None = None
     dataset: str | None = None
     held_out: str | None = None
+    validation: list[ValidationSet] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
     def is_first_process(self) -> bool:
         return self.environment.rank == 0
+
+    @property
+    def source_options(self) -> dict[str, Any]:
+        """How this run's datasets are opened, `open_source`'s arguments."""
+        return _source_options(self.run)
 
 
 def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
@@ -79,14 +88,11 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
             problems.append(problem)
     found = _Problems(problems)
 
-    if run.data.dataset is not None:
-        fields = INSTRUCTION_FIELDS if kind == "finetune" else ("text",)
-        task = run.data.task_name if kind == "finetune" else None
-        skip = run.data.skip_bad_lines
-        for problem in check_dataset(run.data.dataset, fields, task=task, skip_bad_lines=skip):
-            found.add(_about_dataset(run.data.dataset, problem))
-        if kind == "finetune" and run.data.dataset == SAMPLE:
-            found.add("--dataset sample is plain text without prompts; give a file of prompt/completion JSON lines")
+    for flag, named in _datasets(run).items():
+        for problem in check_dataset(named, **_source_options(run)):
+            found.add(_about_dataset(flag, named, problem))
+        if kind == "finetune" and named == SAMPLE:
+            found.add(f"{flag} sample is plain text without prompts; give a file of prompt/completion JSON lines")
     weights_folder = found.attempt(lambda: _weights_folder(run))
     caught: list[warnings.WarningMessage] = []
     checkpoint = None
@@ -98,10 +104,14 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
 
     # What follows reads files and may build the corpus, so it waits until the rest is known to be right.
     dataset, held_out, tokenizer = run.data.dataset, None, None
+    validation: list[ValidationSet] = []
     if dataset is not None:
         corpus = build_sample_corpus(SAMPLE_FOLDER) if dataset == SAMPLE else None
         if corpus:
             dataset, held_out = corpus.train_glob, corpus.validation_file
+        validation = _validation_sets(run, dataset)
+        for chosen in validation:
+            found.attempt(partial(chosen.check, **_source_options(run)))
         tokenizer = found.attempt(lambda: load_tokenizer(_tokenizer_name(run, weights_folder, corpus)))
         if kind == "pretrain" and run.run.max_steps is None and not open_source(dataset).is_local:
             found.add(
@@ -125,6 +135,7 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
         checkpoint=checkpoint,
         dataset=dataset,
         held_out=held_out,
+        validation=validation,
         warnings=list(dict.fromkeys(str(w.message) for w in caught))
         + check.warnings(run, environment.world_size, device),
     )
@@ -156,11 +167,41 @@ class _Problems:
             raise ConfigurationError(self._problems)
 
 
-def _about_dataset(dataset: str, problem: str) -> str:
+def _source_options(run: RunConfig) -> dict[str, Any]:
+    instructions = run.kind == "finetune"
+    return {
+        "fields": INSTRUCTION_FIELDS if instructions else ("text",),
+        "task": run.data.task_name if instructions else None,
+        "skip_bad_lines": run.data.skip_bad_lines,
+    }
+
+
+def _datasets(run: RunConfig) -> dict[str, str]:
+    """Flag → dataset, of those the run names."""
+    named = {"--dataset": run.data.dataset}
+    if run.validation.validation_freq:
+        named["--validation_dataset"] = run.validation.validation_dataset
+    return {flag: dataset for flag, dataset in named.items() if dataset is not None}
+
+
+def _validation_sets(run: RunConfig, dataset: str) -> list[ValidationSet]:
+    """What the run validates on. `dataset`: what it trains on, `sample` resolved."""
+    settings = run.validation
+    if not settings.validation_freq:
+        return []
+    if settings.validation_fraction is not None:
+        return [ValidationSet(set_name(run.data.dataset), dataset, settings.validation_fraction)]
+    named = settings.validation_dataset or run.data.dataset
+    if named == SAMPLE:
+        return [ValidationSet(SAMPLE, build_sample_corpus(SAMPLE_FOLDER).validation_file)]
+    return [ValidationSet(set_name(named), named)]
+
+
+def _about_dataset(flag: str, dataset: str, problem: str) -> str:
     """A problem with the flag it comes from; most name the dataset themselves, and once is enough."""
     problem = problem.removeprefix("dataset ")
     names_it = problem.startswith((dataset, f"'{dataset}'"))
-    return f"--dataset {problem}" if names_it else f"--dataset {dataset}: {problem}"
+    return f"{flag} {problem}" if names_it else f"{flag} {dataset}: {problem}"
 
 
 def _weights_folder(run: RunConfig) -> Path | None:
