@@ -1,5 +1,6 @@
 """Pretrain a LLaMA with Dynamic Tanh: `python pretrain.py --help`, or docs/training.md."""
 
+from llama_dyt.data.documents import DocumentsApart
 from llama_dyt.data.loader import TokenBatches, count_steps
 from llama_dyt.data.sources import Source
 from llama_dyt.data.validation import open_training
@@ -15,21 +16,25 @@ def open_text(plan: Plan) -> Source:
 
 
 def make_batches(
-    plan: Plan, source: Source, dp_rank: int, dp_size: int, num_epochs: int = 1, position: dict | None = None
-) -> TokenBatches:
+    session: Session, source: Source, num_epochs: int = 1, position: dict | None = None
+) -> TokenBatches | DocumentsApart:
     """The batches of one data-parallel rank."""
-    run = plan.run
-    return TokenBatches(
+    plan, run, grid = session.plan, session.run, session.grid
+    batches = TokenBatches(
         source,
         plan.tokenizer,
         run.data.max_length,
         run.data.batch_size,
         run.optimizer.gradient_accumulation_steps,
-        dp_rank,
-        dp_size,
+        grid.dp_rank,
+        grid.dp_size,
         num_epochs,
         position,
     )
+    apart = run.data.reset_position_ids, run.data.reset_attention_mask
+    if not any(apart):
+        return batches
+    return DocumentsApart(batches, plan.tokenizer.eos_token_id, *apart, session.boosted.sum_over_data_ranks)
 
 
 def total_steps(plan: Plan) -> int:
@@ -57,11 +62,10 @@ def main() -> None:
         print_dry_run(plan, total_steps(plan))
         return
     session = Session(plan)
-    run, grid = plan.run, session.grid
+    run = plan.run
     steps = session.from_first_rank(lambda: total_steps(plan))
-    validation = session.read_validation(lambda source: make_batches(plan, source, grid.dp_rank, grid.dp_size))
-    position = session.progress.position
-    batches = make_batches(plan, open_text(plan), grid.dp_rank, grid.dp_size, run.data.num_epochs, position)
+    validation = session.read_validation(lambda source: make_batches(session, source))
+    batches = make_batches(session, open_text(plan), run.data.num_epochs, session.progress.position)
     checkpoint = session.train(batches, steps, "pretraining", validation)
     if plan.held_out is not None and plan.is_first_process:
         score = score_held_out(checkpoint / "model", plan.dataset, plan.held_out, run.data.max_length)

@@ -184,6 +184,12 @@ class Boosted:
         self.optimizer.zero_grad()
         return StepResult(grad_norm=norm, skipped=skipped, loss_scale=scale)
 
+    def sum_over_data_ranks(self, count: int) -> int:
+        """Sum of a whole number over the data-parallel ranks; collective over all ranks, exact."""
+        total = torch.tensor(count, device=self.device)
+        dist.all_reduce(total)
+        return int(total) // (dist.get_world_size() // self.grid.dp_size)
+
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it; for timing."""
         get_accelerator().synchronize()

@@ -121,6 +121,13 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
     model_config = found.attempt(lambda: _model_config(run, tokenizer, weights_folder))
     if model_config is not None and tokenizer is not None:
         found.attempt(lambda: _check_vocabulary(run, tokenizer, model_config, weights_folder))
+    if tokenizer is not None and tokenizer.bos_token_id == tokenizer.eos_token_id:
+        for flag in ("reset_position_ids", "reset_attention_mask"):
+            if getattr(run.data, flag):
+                found.add(
+                    f"--{flag}: the tokenizer has one token for both ends of a document ({tokenizer.eos_token!r}), so "
+                    "its first token would be taken for the end of a document; take a tokenizer with a BOS of its own"
+                )
     if model_config is not None and checkpoint is not None:
         shapes = {name: parameter.shape for name, parameter in empty_model(model_config).named_parameters()}
         found.attempt(lambda: checkpoint.check_fits(shapes))
