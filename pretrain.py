@@ -1,10 +1,30 @@
 """Pretrain a LLaMA with Dynamic Tanh: `python pretrain.py --help`, or docs/training.md."""
 
+from llama_dyt.data.documents import DocumentsApart
 from llama_dyt.data.loader import Order, TokenBatches, count_steps
 from llama_dyt.training.dry_run import print_dry_run
 from llama_dyt.training.evaluation import score_held_out
 from llama_dyt.training.plan import Plan, make_plan, say
 from llama_dyt.training.session import Session, run_entry
+
+
+def make_batches(session: Session, dataset, **options) -> TokenBatches | DocumentsApart:
+    """The batches of one data-parallel rank; `options` as of `TokenBatches`."""
+    plan, run, grid = session.plan, session.run, session.grid
+    batches = TokenBatches(
+        dataset,
+        plan.tokenizer,
+        run.data.max_length,
+        run.data.batch_size,
+        run.optimizer.gradient_accumulation_steps,
+        grid.dp_rank,
+        grid.dp_size,
+        **options,
+    )
+    apart = run.data.reset_position_ids, run.data.reset_attention_mask
+    if not any(apart):
+        return batches
+    return DocumentsApart(batches, plan.tokenizer.eos_token_id, *apart, session.boosted.sum_over_data_ranks)
 
 
 def total_steps(plan: Plan) -> int:
@@ -23,6 +43,7 @@ def total_steps(plan: Plan) -> int:
         run.data.num_epochs,
         num_workers=run.data.num_workers,
         skip_bad_lines=run.data.skip_bad_lines,
+        held_out_fraction=run.validation.validation_fraction,
     )
     rows = run.sequences_per_step(plan.environment.world_size)
     say(
@@ -39,23 +60,20 @@ def main() -> None:
         print_dry_run(plan, total_steps(plan))
         return
     session = Session(plan)
-    run, grid = plan.run, session.grid
+    run = plan.run
     steps = session.from_first_rank(lambda: total_steps(plan))
-    batches = TokenBatches(
+    validation = session.read_validation(lambda data: make_batches(session, data))
+    batches = make_batches(
+        session,
         plan.dataset,
-        plan.tokenizer,
-        run.data.max_length,
-        run.data.batch_size,
-        run.optimizer.gradient_accumulation_steps,
-        grid.dp_rank,
-        grid.dp_size,
-        run.data.num_epochs,
-        session.progress.position,
+        num_epochs=run.data.num_epochs,
+        state=session.progress.position,
         order=Order(run.run.seed, run.data.shuffle, run.data.shuffle_buffer),
         num_workers=run.data.num_workers,
         skip_bad_lines=run.data.skip_bad_lines,
+        held_out_fraction=run.validation.validation_fraction,
     )
-    checkpoint = session.train(batches, steps, "pretraining")
+    checkpoint = session.train(batches, steps, "pretraining", validation)
     if plan.held_out is not None and plan.is_first_process:
         score = score_held_out(checkpoint / "model", plan.dataset, plan.held_out, run.data.max_length)
         print(f"  held out    {score}", flush=True)

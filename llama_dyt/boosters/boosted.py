@@ -17,11 +17,13 @@ from colossalai.booster.plugin import LowLevelZeroPlugin
 from colossalai.nn.optimizer import HybridAdam
 from colossalai.zero import LowLevelZeroOptimizer
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from llama_dyt.config.capabilities import capability
 from llama_dyt.config.run import RunConfig
 from llama_dyt.models.families import FAMILIES
 
+from .forward_pipeline import Criterion, ForwardPipeline
 from .grid import Grid, grid_of
 from .interface import Read, StepBatch, StepResult, TrainingState
 from .materialize import WORKING_DTYPES, materialize
@@ -69,6 +71,7 @@ class Boosted:
         self.scaler = LossScaler(self.optimizer)
         self.state: TrainingState = self._make_state(shapes)
         self.state.scatter(read)
+        self._forward_pipeline: ForwardPipeline | None = None
         self.model.train()
 
     def _make_state(self, shapes: dict[str, torch.Size]) -> TrainingState:
@@ -97,16 +100,19 @@ class Boosted:
         """
         if self.grid.pp_size > 1:
             return self._pipeline_forward_backward(step)
-        denominator = step.num_label_tokens / self.grid.averaged_over
         total = torch.zeros((), device=self.device)
         last = len(step.micro_batches) - 1
         for index, micro_batch in enumerate(step.micro_batches):
-            inputs = cut_batch(self._to_device(micro_batch), self.grid.sp_rank, self.grid.sp_size)
             with self._gradient_sync(index == last):
-                loss = self.model(**inputs, use_cache=False, num_items_in_batch=denominator).loss
+                loss = self._loss(micro_batch, step.num_label_tokens)
                 self._booster.backward(loss, self.optimizer)
             total += loss.detach()
         return total / self._replicas
+
+    def _loss(self, micro_batch: dict[str, torch.Tensor], num_label_tokens: int) -> torch.Tensor:
+        inputs = cut_batch(self._to_device(micro_batch), self.grid.sp_rank, self.grid.sp_size)
+        denominator = num_label_tokens / self.grid.averaged_over
+        return self.model(**inputs, use_cache=False, num_items_in_batch=denominator).loss
 
     @property
     def _replicas(self) -> int:
@@ -122,6 +128,12 @@ class Boosted:
 
     def _pipeline_forward_backward(self, step: StepBatch) -> torch.Tensor:
         """All micro batches go through the pipeline as one schedule; the ranks that hold the head know the loss."""
+        batch, criterion = self._pipeline_batch(step)
+        outputs = self._booster.execute_pipeline(iter([batch]), self.model, criterion, self.optimizer, return_loss=True)
+        return self._share(outputs["loss"])
+
+    def _pipeline_batch(self, step: StepBatch) -> tuple[dict[str, torch.Tensor], Criterion]:
+        """What goes into the pipeline as one, and the loss of each micro batch that the schedule cuts from it."""
         batch = {
             key: torch.cat([micro_batch[key] for micro_batch in step.micro_batches]).to(self.device)
             for key in step.micro_batches[0]
@@ -129,14 +141,39 @@ class Boosted:
         batch = cut_batch(batch, self.grid.sp_rank, self.grid.sp_size)
         num_micro_batches = len(batch["input_ids"]) // self.run.booster.micro_batch_size
         denominator = step.num_label_tokens / (self.grid.averaged_over * num_micro_batches)
-        outputs = self._booster.execute_pipeline(
-            iter([batch]), self.model, micro_batch_loss(self.module, denominator), self.optimizer, return_loss=True
-        )
-        loss = outputs["loss"]
+        return batch, micro_batch_loss(self.module, denominator)
+
+    def _share(self, loss: torch.Tensor | None) -> torch.Tensor:
         return (loss if loss is not None else torch.zeros((), device=self.device)) / self._replicas
 
     def _to_device(self, micro_batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key: tensor.to(self.device, non_blocking=True) for key, tensor in micro_batch.items()}
+
+    # --- no step -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, step: StepBatch) -> torch.Tensor:
+        """The loss of a global batch by the present weights, as `forward_backward` returns it, and nothing else.
+
+        Between optimizer steps. Neither weights nor gradients nor random generators change, and the model is as it was
+        before: in train mode, its parameters cut. Every rank has as many micro batches as the others, of the sizes of
+        training.
+        """
+        self.model.eval()
+        if self.grid.pp_size > 1:
+            if self._forward_pipeline is None:
+                self._forward_pipeline = ForwardPipeline(self.plugin, self.run.booster.micro_batch_size)
+            batch, criterion = self._pipeline_batch(step)
+            share = self._share(self._forward_pipeline.run(self.model, batch, criterion))
+        else:
+            losses = [self._loss(micro_batch, step.num_label_tokens) for micro_batch in step.micro_batches]
+            share = torch.stack(losses).sum() / self._replicas
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()  # the root stays whole after a forward pass, for a backward that does not come here
+        self.model.train()
+        return share
+
+    # --- the rest of a step --------------------------------------------------------------------------------------
 
     def optimizer_step(self) -> StepResult:
         """Clip, update the weights, clear the gradients. The learning rate is set by `set_learning_rate` before."""
@@ -146,6 +183,12 @@ class Boosted:
         norm = None if skipped else float(self.optimizer.get_grad_norm()) / scale
         self.optimizer.zero_grad()
         return StepResult(grad_norm=norm, skipped=skipped, loss_scale=scale)
+
+    def sum_over_data_ranks(self, count: int) -> int:
+        """Sum of a whole number over the data-parallel ranks; collective over all ranks, exact."""
+        total = torch.tensor(count, device=self.device)
+        dist.all_reduce(total)
+        return int(total) // (dist.get_world_size() // self.grid.dp_size)
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it; for timing."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama_dyt.models.documents import attention_within_documents
 from llama_dyt.models.families import Family
 
 
@@ -18,6 +19,7 @@ def stage_forward(
     input_ids: torch.Tensor,
     hidden_states: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
+    document_ids: torch.Tensor | None = None,
     stage_index: Sequence[int] | None = None,
     **_: Any,
 ) -> dict[str, torch.Tensor]:
@@ -31,13 +33,15 @@ def stage_forward(
         hidden_states: (B, S, H), what the previous stage sent; None on the first stage. Under split_gather it is a
             slice of S, between stages too.
         position_ids: (B, S); None counts from 0.
+        document_ids: (B, S) of whole sequences, as the model takes them; None is plain causal attention.
         stage_index: first and last + 1 of the layers to run, for the chunk whose turn it is; None where a stage has but
             one chunk. The stage manager then also tells of that chunk whether it is the first or the last.
 
     Returns:
         {"hidden_states": as above} to send on, or {"logits": (B, S, vocabulary or this rank's part)} on the last.
 
-    No attention mask crosses the stages: batches are packed or padded on the right, where causal attention needs none.
+    No attention mask crosses the stages: batches are packed or padded on the right, where causal attention needs none,
+    and where documents are kept apart each stage makes its own.
     """
     decoder = getattr(model, family.decoder)
     if stage_manager.is_first_stage():
@@ -45,11 +49,12 @@ def stage_forward(
     if position_ids is None:
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
     position_embeddings = getattr(decoder, family.rotary)(hidden_states, position_ids)
+    attention: dict[str, Any] = {"attention_mask": None, "position_ids": position_ids}
+    if document_ids is not None:
+        attention = attention_within_documents(model.config, document_ids, hidden_states.dtype)
     start, end = stage_index if stage_index is not None else stage_manager.stage_indices
     for layer in getattr(decoder, family.layers)[start:end]:
-        hidden_states = layer(
-            hidden_states, attention_mask=None, position_ids=position_ids, position_embeddings=position_embeddings
-        )
+        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, **attention)
     if not stage_manager.is_last_stage():
         return {"hidden_states": hidden_states}
     hidden_states = getattr(decoder, family.final_norm)(hidden_states)

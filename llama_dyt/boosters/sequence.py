@@ -83,22 +83,27 @@ def cut_batch(batch: dict[str, torch.Tensor], rank: int, size: int) -> dict[str,
     """This rank's slice of every sequence of a batch.
 
     Args:
-        batch: input_ids and labels, (B, S) int64 each, labels not shifted; S divisible by `size`.
+        batch: input_ids and labels, (B, S) int64 each, labels not shifted; S divisible by `size`. Perhaps position_ids
+            and document_ids of the same shape.
 
     Returns:
-        input_ids, labels already shifted (the last label of a slice is the next slice's first token) and position_ids
-        in the whole sequence, (B, S / size) each.
+        input_ids, labels already shifted (the last label of a slice is the next slice's first token) and position_ids,
+        in the whole sequence unless they were given, (B, S / size) each; document_ids whole, for attention sees whole
+        sequences.
     """
     if size == 1:
         return batch
     input_ids = batch["input_ids"]
     own = slice(rank * input_ids.shape[1] // size, (rank + 1) * input_ids.shape[1] // size)
-    positions = torch.arange(own.start, own.stop, device=input_ids.device)
-    return {
+    positions = batch.get("position_ids")
+    if positions is None:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    cut = {
         "input_ids": input_ids[:, own],
         "labels": shift_labels(batch["labels"])[:, own],
-        "position_ids": positions.expand(len(input_ids), -1),
+        "position_ids": positions[:, own],
     }
+    return {**cut, "document_ids": batch["document_ids"]} if "document_ids" in batch else cut
 
 
 class _Trade(torch.autograd.Function):
@@ -176,20 +181,24 @@ def attention_over_all_to_all(
 
     Args:
         query: (B, heads, S / size, head_dim); key and value likewise, with their own number of heads.
-        attention_mask: None; batches are packed, or padded on the right, where causal attention needs none.
+        attention_mask: of whole sequences; None where causal attention needs none: batches are packed, or padded on
+            the right.
 
     Returns:
         (B, S / size, heads, head_dim), and no weights.
 
     Raises:
-        ValueError: there is a mask; it would cover this rank's slice alone.
+        ValueError: the mask covers this rank's slice alone.
     """
-    if attention_mask is not None:
-        raise ValueError("sequence parallelism over all_to_all takes no attention mask: it would cover one slice alone")
     heads: _Heads = module.sequence_parallel
     if heads.copies > 1:
         key, value = (tensor.repeat_interleave(heads.copies, dim=1) for tensor in (key, value))
     query, key, value = (_Trade.apply(tensor, 1, 2, heads.group) for tensor in (query, key, value))
+    if attention_mask is not None and attention_mask.shape[-1] != key.shape[2]:
+        raise ValueError(
+            f"sequence parallelism over all_to_all sees sequences of {key.shape[2]}, and was given an attention mask "
+            f"for {attention_mask.shape[-1]}: make it of whole sequences"
+        )
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(heads.config._attn_implementation, eager_attention_forward)
-    attended, _ = attend(_SomeHeads(module), query, key, value, None, **kwargs)
+    attended, _ = attend(_SomeHeads(module), query, key, value, attention_mask, **kwargs)
     return _Trade.apply(attended, 1, 2, heads.group), None

@@ -16,6 +16,7 @@ from llama_dyt.config.capabilities import Capability, capability, plugins_able, 
 from llama_dyt.config.layout import pipeline_problems, sequence_problems
 from llama_dyt.config.run import RunConfig, all_options
 from llama_dyt.config.sizes import Size, read_size
+from llama_dyt.config.validation import validation_problems
 from llama_dyt.errors import ConfigurationError
 
 
@@ -53,6 +54,7 @@ def collect_problems(run: RunConfig, world_size: int | None = None, device: str 
     problems += _layout_problems(run, size, world_size)
     problems += pipeline_problems(run, size)
     problems += sequence_problems(run, size)
+    problems += validation_problems(run)
     problems += _length_problems(run)
     problems += _path_problems(run)
     return problems

@@ -21,10 +21,21 @@ from llama_dyt.config.settings import (
     RunSettings,
 )
 from llama_dyt.config.suggest import unknown
+from llama_dyt.config.validation import ValidationSettings
 from llama_dyt.config.yaml_file import KIND_KEY, canonical_values, dump, load_mapping
 from llama_dyt.errors import ConfigurationError
 
-PATHS = ("config", "model_path", "tokenizer", "dataset", "save_dir", "load", "tensorboard_dir", "config_file")
+PATHS = (
+    "config",
+    "model_path",
+    "tokenizer",
+    "dataset",
+    "validation_dataset",
+    "save_dir",
+    "load",
+    "tensorboard_dir",
+    "config_file",
+)
 """The flags that name, or may name, a file or folder."""
 
 _NOT_OF_A_RUN = ("config_file", "dry_run", "dry_run_processes")
@@ -37,6 +48,7 @@ class RunConfig:
     kind: Kind = "pretrain"
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    validation: ValidationSettings = ValidationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     booster: BoosterSettings = BoosterSettings()
     run: RunSettings = RunSettings()

@@ -139,6 +139,12 @@ class DataSettings:
         4096, "Sequence length, in tokens.", short="-l", spellings=("max_context_width",), metavar="TOKENS", at_least=2
     )
     batch_size: int = option(2, "Sequences a data-parallel rank takes at once.", short="-b", at_least=1)
+    reset_position_ids: bool = option(
+        False, "Count positions from 0 at each document of a packed sequence.", entries=("pretrain",)
+    )
+    reset_attention_mask: bool = option(
+        False, "Keep attention within each document of a packed sequence.", entries=("pretrain",)
+    )
     num_epochs: int = option(1, "Passes over the dataset.", short="-e", entries=TRAINING, at_least=1)
     shuffle: str = option(
         "none",

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from llama_dyt.data.arrow import ArrowDocuments
 from llama_dyt.data.files import Place
+from llama_dyt.data.packing import frame_document
 from llama_dyt.data.sources import Source, place_of
 from llama_dyt.data.text_worker import EncodedTexts, make_text_encoder, tokenizer_for_workers
 from llama_dyt.data.workers import Workers
@@ -107,6 +109,21 @@ class EncodedWalk:
             yield future.result(), note
         if failure is not _END:
             raise failure
+
+
+class FramedWalk:
+    """One walk over documents that are tokens already; iterates as `EncodedWalk`."""
+
+    bad_lines = 0
+
+    def __init__(self, documents: ArrowDocuments, tokenizer, position: dict | None = None):
+        self._documents = documents
+        self._ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._position = position
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, dict]]:
+        for ids, after in self._documents.documents(self._position):
+            yield frame_document(ids, *self._ends), after
 
 
 _END = DataError("the end of the records")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llama_dyt.data.encoding import EncodedWalk, start_workers
+from llama_dyt.data.encoding import EncodedWalk, FramedWalk, start_workers
 from llama_dyt.data.mixture import Schedule
 from llama_dyt.data.opening import Data, Feed, open_feeds
 from llama_dyt.data.positions import Counts, position_of, starting_point
@@ -114,7 +114,7 @@ class _Work:
     state: dict
 
     def workers(self):
-        if all(feed.is_array for feed in self.feeds):
+        if not any(feed.is_text for feed in self.feeds):
             return nullcontext()
         return start_workers(self.tokenizer, self.num_workers, self.held_out_fraction)
 
@@ -127,8 +127,10 @@ class _Work:
                 return DocumentSupply(feed.data, length, feed.num_epochs, key, state)
             return ArraySupply(feed.data, length, feed.num_epochs, key if feed.shuffle == "sequences" else None, state)
 
-        def walk(position: dict | None) -> EncodedWalk:
-            return EncodedWalk(feed.data, workers, self.num_workers, position)
+        def walk(position: dict | None) -> EncodedWalk | FramedWalk:
+            if feed.is_text:
+                return EncodedWalk(feed.data, workers, self.num_workers, position)
+            return FramedWalk(feed.data, self.tokenizer, position)
 
         shuffle = (self.order.shuffle_buffer, key) if feed.shuffle == "documents" else None
         return StreamSupply(walk, length, feed.num_epochs, shuffle, state)
@@ -266,22 +268,24 @@ def count_steps(
     for feed in feeds:
         if feed.is_array:
             once = feed.data.num_documents, feed.data.num_tokens
+        elif feed.is_text:
+            with start_workers(tokenizer, num_workers, held_out_fraction) as workers:
+                once = _count(EncodedWalk(feed.data, workers, num_workers), progress)
         else:
-            once = _count_text(feed, tokenizer, num_workers, held_out_fraction, progress)
+            once = _count(FramedWalk(feed.data, tokenizer), progress)
         documents += once[0] * feed.num_epochs
         tokens += once[1] * feed.num_epochs
         sequences += num_sequences(once[1] * feed.num_epochs, max_length)
     return StepCount(-(-sequences // (batch_size * accumulation * dp_size)), sequences, tokens, documents)
 
 
-def _count_text(feed: Feed, tokenizer, num_workers: int, held_out_fraction: float, progress) -> tuple[int, int]:
+def _count(walk: EncodedWalk | FramedWalk, progress: Callable[[int, int], None] | None) -> tuple[int, int]:
     documents = tokens = 0
-    with start_workers(tokenizer, num_workers, held_out_fraction) as workers:
-        for document, _ in EncodedWalk(feed.data, workers, num_workers):
-            documents += 1
-            tokens += len(document)
-            if progress and documents % 1000 == 0:
-                progress(documents, tokens)
+    for document, _ in walk:
+        documents += 1
+        tokens += len(document)
+        if progress and documents % 1000 == 0:
+            progress(documents, tokens)
     if not documents:
         raise DataError(NO_DOCUMENT)
     return documents, tokens

@@ -49,11 +49,9 @@ def encode_all(encode: Callable[[Sequence[str]], list[np.ndarray]], texts: Seque
     Args:
         encode: texts to their ids.
     """
-    if not texts:
-        return []
-    if all(len(text) <= LONG_CHARACTERS for text in texts):
-        return encode(texts)
-    return [encode_in_pieces(encode, text) if len(text) > LONG_CHARACTERS else encode([text])[0] for text in texts]
+    at_once = [text for text in texts if len(text) <= LONG_CHARACTERS]
+    short = iter(encode(at_once) if at_once else [])
+    return [next(short) if len(text) <= LONG_CHARACTERS else encode_in_pieces(encode, text) for text in texts]
 
 
 def encode_in_pieces(

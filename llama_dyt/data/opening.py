@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from llama_dyt.data.arrow import ArrowDocuments, is_arrow
 from llama_dyt.data.mixture_file import is_mixture, read_mixture
-from llama_dyt.data.sources import Source, check_dataset, open_source
+from llama_dyt.data.prepared import open_tokens
+from llama_dyt.data.shards import is_shards
+from llama_dyt.data.sources import SAMPLE, Source, open_source
 from llama_dyt.data.token_array import TokenArray
 from llama_dyt.data.tokenizer import tokenizer_fingerprint
 from llama_dyt.errors import ConfigurationError, LlamaDytError
 
-Data = TokenArray | Source
+Data = TokenArray | ArrowDocuments | Source
+TEXT = ("text",)
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Feed:
 
     Attributes:
         name: of a mixture's source; empty where there is only one.
-        data: a TokenArray (has `tokens`) or a stream of records (has `iterate`).
+        data: a TokenArray (has `tokens`), a stream of tokenized documents (`documents`) or of records (`iterate`).
         weight: its share of the sequences.
         num_epochs: walks over it; None for no end.
         shuffle: "none", "documents" or "sequences".
@@ -43,28 +47,47 @@ class Feed:
     def fingerprint(self) -> str:
         """Changes when its tokens could have."""
         fraction = self.held_out_fraction
-        held_out = "" if fraction is None or self.is_array else f", without held out {fraction!r}"
+        held_out = "" if fraction is None or not self.is_text else f", without held out {fraction!r}"
         return f"{self.data.fingerprint}{held_out}"
 
     @property
     def is_array(self) -> bool:
         return hasattr(self.data, "tokens")
 
+    @property
+    def is_text(self) -> bool:
+        return hasattr(self.data, "iterate")
+
     def __str__(self) -> str:
         return f"source {self.name}" if self.name else "the dataset"
 
 
 def open_data(
-    dataset: str | os.PathLike | Data, *, skip_bad_lines: bool = False, sample_folder: str | os.PathLike = "data/sample"
+    dataset: str | os.PathLike | Data,
+    fields: Sequence[str] = TEXT,
+    *,
+    task: str | None = None,
+    split: str = "train",
+    skip_bad_lines: bool = False,
+    sample_folder: str | os.PathLike = "data/sample",
 ) -> Data:
     """Opens what a name means, a mixture's excepted; what is open already is returned.
 
+    Args:
+        fields, task: as for `sources.open_source`; prepared data stand for the field `text` alone.
+        split: of prepared data.
     Raises:
         DataError: nothing usable of that name.
     """
-    if hasattr(dataset, "iterate") or hasattr(dataset, "tokens"):
+    if any(hasattr(dataset, kind) for kind in ("iterate", "documents", "tokens")):
         return dataset
-    return open_source(dataset, skip_bad_lines=skip_bad_lines, sample_folder=sample_folder)
+    if tuple(fields) == TEXT and dataset != SAMPLE:
+        tokens = open_tokens(dataset, split)
+        if tokens is not None:
+            return tokens
+        if is_arrow(dataset):
+            return ArrowDocuments(dataset)
+    return open_source(dataset, fields, task=task, skip_bad_lines=skip_bad_lines, sample_folder=sample_folder)
 
 
 def open_feeds(
@@ -101,7 +124,13 @@ def open_feeds(
         feeds = [Feed("", open_data(dataset, **options), Fraction(1), num_epochs, shuffle)]
     if held_out_fraction is not None:
         feeds = [replace(feed, held_out_fraction=held_out_fraction) for feed in feeds]
-    if problems := [problem for feed in feeds for problem in _misfits(feed, tokenizer)]:
+    problems = [problem for feed in feeds for problem in _misfits(feed, tokenizer)]
+    if held_out_fraction is not None and not any(feed.is_text for feed in feeds):
+        problems.append(
+            f"--validation_fraction {held_out_fraction:g} is a share of text, and this is prepared already: leave it out, "
+            "and give it to prepare_data.py"
+        )
+    if problems:
         raise ConfigurationError(problems)
     return feeds
 
@@ -111,7 +140,7 @@ def _misfits(feed: Feed, tokenizer) -> list[str]:
         if feed.shuffle != "sequences":
             return []
         return [
-            f"{feed} is text, read as a stream, whose sequences cannot be shuffled: give --shuffle documents, or "
+            f"{feed} is read as a stream, whose sequences cannot be shuffled: give --shuffle documents, or "
             "prepare it first (prepare_data.py)"
         ]
     data = feed.data
@@ -129,20 +158,36 @@ def _misfits(feed: Feed, tokenizer) -> list[str]:
     return problems
 
 
-def check_data(dataset: str, *, num_epochs: int = 1, skip_bad_lines: bool = False) -> list[str]:
-    """The problems that would stop a pretraining run on what `-d` names, found quickly; [] if none."""
-    if not is_mixture(dataset):
-        return check_dataset(dataset, skip_bad_lines=skip_bad_lines)
+def check_data(
+    dataset: str,
+    fields: Sequence[str] = TEXT,
+    *,
+    task: str | None = None,
+    num_epochs: int = 1,
+    skip_bad_lines: bool = False,
+) -> list[str]:
+    """The problems that would stop a run on what `-d` names, found quickly, before anything is launched; [] if none.
+
+    `sample` has none: it is built when the run starts.
+    """
+    if dataset == SAMPLE:
+        return []
     try:
+        if not (tuple(fields) == TEXT and is_mixture(dataset)):
+            data = open_data(dataset, fields, task=task, skip_bad_lines=skip_bad_lines)
+            return data.problems() if hasattr(data, "problems") else []
         mixture = read_mixture(dataset)
+    except ConfigurationError as error:
+        return list(error.problems)
     except LlamaDytError as error:
-        return getattr(error, "problems", [str(error)])
+        return [str(error)]
     problems = []
     if num_epochs != 1:
         problems.append(f"{dataset} is a mixture, whose sources have epochs of their own: leave --num_epochs out")
     for source in mixture.sources:
-        for problem in check_dataset(source.path, skip_bad_lines=skip_bad_lines):
-            problems.append(f"{dataset}: sources: {source.name}: {problem}")
+        for path in filter(None, (source.path, source.validation)):
+            found = check_data(path, skip_bad_lines=skip_bad_lines)
+            problems += [f"{dataset}: sources: {source.name}: {problem}" for problem in found]
     return problems
 
 
@@ -153,3 +198,12 @@ def is_countable(dataset: str) -> bool:
         return not mixture.is_endless and all(is_countable(source.path) for source in mixture.sources)
     data = open_data(dataset)
     return hasattr(data, "tokens") or data.is_local
+
+
+def tokenizer_beside(dataset: str) -> str | None:
+    """The tokenizer that what `-d` names was prepared with, where it lies beside the tokens."""
+    paths = [source.path for source in read_mixture(dataset).sources] if is_mixture(dataset) else [dataset]
+    found = [
+        os.path.join(os.path.expanduser(path), "tokenizer") for path in paths if path != SAMPLE and is_shards(path)
+    ]
+    return next(filter(os.path.isdir, found), None)

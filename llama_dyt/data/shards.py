@@ -25,7 +25,12 @@ _BLOCK = 1 << 22
 
 def is_shards(path: str | os.PathLike) -> bool:
     """Whether a path is a folder that `prepare_data.py` finished at least in part."""
-    return bool(manifest_files(Path(path)))
+    return bool(manifest_files(Path(os.path.expanduser(path))))
+
+
+def has_split(folder: str | os.PathLike, split: str) -> bool:
+    """Whether a prepared folder holds any document of a split."""
+    return any(manifest.split(split) for manifest in read_manifests(Path(os.path.expanduser(folder))))
 
 
 def open_shards(folder: str | os.PathLike, split: str = "train") -> TokenShards:

@@ -26,7 +26,8 @@ class Step:
 
     Attributes:
         micro_batches: one dict for each accumulated micro batch: input_ids and labels, both (batch, length) int64.
-            Labels are aligned with input_ids (the model shifts them); -100 carries no loss.
+            Labels are aligned with input_ids (the model shifts them); -100 carries no loss. Where documents are kept
+            apart also what `documents.DocumentsApart` adds.
         num_label_tokens: tokens that carry loss after that shift, in the GLOBAL batch (all ranks); at least 1.
         num_tokens: tokens that are not padding, in the global batch.
         position: JSON-able, where the data goes on after this step; give it to a loader as `state`.

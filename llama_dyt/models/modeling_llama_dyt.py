@@ -23,6 +23,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from llama_dyt.models.configuration_llama_dyt import ALPHA_FIELDS, LlamaDytConfig
+from llama_dyt.models.documents import attention_within_documents
 from llama_dyt.models.initial_weights import draw_seed, initial_tensor
 from llama_dyt.models.loss import causal_lm_loss
 from llama_dyt.models.rope import RotaryEmbedding, rotate
@@ -203,6 +204,7 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        document_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """
@@ -210,27 +212,35 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
             input_ids: (batch, sequence); or inputs_embeds: (batch, sequence, hidden_size), already scaled.
             attention_mask: (batch, past + sequence), 0 at padding. None: plain causal attention, with no mask made.
             position_ids: (batch, sequence). None: counted on from the cache. Where they start anew within a row
-                and there is no cache, attention does too.
+                and there is no cache, attention does too, unless document_ids are given.
             use_cache: None: as the config says, but never in training.
+            document_ids: (batch, sequence), the same number for neighbours that see each other, whatever positions
+                say. Without padding and cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds, and not both")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
+            use_cache = self.config.use_cache and not self.training and document_ids is None
+        if document_ids is not None and (attention_mask is not None or use_cache or past_key_values is not None):
+            raise ValueError("document_ids are for packed sequences, without attention_mask and without cache")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
         # Only positions the caller gave go to the mask: looking for starts in our own count would be for nothing,
         # and under torch.compile, which cannot look at values, it would cost the causal fast path.
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        if document_ids is None:
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+            attention = {"attention_mask": mask, "position_ids": position_ids}
+        else:
+            attention = attention_within_documents(self.config, document_ids, inputs_embeds.dtype)
         positions = position_ids
         if positions is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -241,11 +251,10 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                attention_mask=mask,
                 position_embeddings=position_embeddings,
-                position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
+                **attention,
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)

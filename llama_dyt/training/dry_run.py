@@ -27,6 +27,12 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
     print(f"# tokens a step   {tokens:,}")
     if total_steps is not None:
         print(f"# steps           {total_steps:,} ({total_steps * tokens:,} tokens)")
+    for chosen in plan.validation:
+        settings = run.validation
+        print(
+            f"# validation      every {settings.validation_freq} steps and at the end on {chosen}, at most "
+            f"{settings.validation_batches} batches ({settings.validation_batches * tokens:,} tokens)"
+        )
     estimates = estimate_memory(run, plan.model_config, world_size, plan.environment.local_world_size)
     if run.booster.tp * run.booster.pp > 1:
         _print_parts(plan, num_parameters, estimates)

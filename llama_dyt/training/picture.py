@@ -12,7 +12,7 @@ def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int)
     """Draw three panels from the records of metrics.jsonl and write a PNG, made aside and renamed.
 
     Args:
-        metrics: one record a logged step with step, loss, lr, tokens_per_second.
+        metrics: one record a logged step with step, loss, lr, tokens_per_second; and those of validations.
         vocab_size: draws the loss of a uniform guess, ln(vocab_size), as the line to beat.
     """
     import matplotlib
@@ -20,6 +20,8 @@ def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    validations = [record for record in metrics if "validation_loss" in record]
+    metrics = [record for record in metrics if "loss" in record]
     steps = [record["step"] for record in metrics]
     figure, (loss_axis, lr_axis, speed_axis) = pyplot.subplots(
         3, 1, figsize=(8, 8), sharex=True, height_ratios=(3, 1, 1), layout="constrained"
@@ -36,6 +38,12 @@ def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int)
     loss_axis.annotate(
         f"{smooth[-1]:.3f}", (steps[-1], smooth[-1]), textcoords="offset points", xytext=(4, 0), va="center", fontsize=9
     )
+    for name in dict.fromkeys(name for record in validations for name in record["validation_loss"]):
+        points = [(r["step"], r["validation_loss"][name]) for r in validations if name in r["validation_loss"]]
+        loss_axis.plot(*zip(*points), marker="o", markersize=3, linewidth=1.2, label=f"validation: {name}")
+    if validations:
+        loss_axis.plot([], [], color="tab:blue", label="training")
+        loss_axis.legend(loc="upper right", fontsize=8)
     loss_axis.set_ylabel("loss (nats/token)")
     lr_axis.plot(steps, [record["lr"] for record in metrics], color="tab:orange", linewidth=1.2)
     lr_axis.set_ylabel("learning rate")

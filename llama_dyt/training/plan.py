@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from llama_dyt.config import check, cli
 from llama_dyt.config.options import Kind
 from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import DEFAULT_TOKENIZER
-from llama_dyt.data.opening import check_data, is_countable, open_feeds
+from llama_dyt.data.opening import check_data, is_countable, open_feeds, tokenizer_beside
 from llama_dyt.data.sample import build_sample_corpus
-from llama_dyt.data.sources import SAMPLE, check_dataset
+from llama_dyt.data.sources import SAMPLE
 from llama_dyt.data.tokenizer import check_vocabulary, load_tokenizer
+from llama_dyt.data.validation import ValidationSet, choose_sets
 from llama_dyt.errors import ConfigurationError, LlamaDytError
 from llama_dyt.models import build_config, empty_model
 
@@ -45,6 +47,7 @@ class Plan:
         checkpoint: what the run resumes from; None for a start at step 0.
         dataset: the path or hub name to read (the built corpus's for `sample`); None for the benchmark.
         held_out: text that `sample` keeps out of training; None for other datasets.
+        validation: the sets to validate on; empty without validation.
     """
 
     run: RunConfig
@@ -56,11 +59,17 @@ class Plan:
     checkpoint: Checkpoint | None = None
     dataset: str | None = None
     held_out: str | None = None
+    validation: list[ValidationSet] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
     def is_first_process(self) -> bool:
         return self.environment.rank == 0
+
+    @property
+    def source_options(self) -> dict[str, Any]:
+        """How this run's datasets are opened, `open_source`'s arguments."""
+        return _source_options(self.run)
 
 
 def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
@@ -80,17 +89,12 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
             problems.append(problem)
     found = _Problems(problems)
 
-    if run.data.dataset is not None:
-        fields, task = INSTRUCTION_FIELDS, run.data.task_name
-        skip = run.data.skip_bad_lines
-        if kind == "pretrain":
-            dataset_problems = check_data(run.data.dataset, num_epochs=run.data.num_epochs, skip_bad_lines=skip)
-        else:
-            dataset_problems = check_dataset(run.data.dataset, fields, task=task, skip_bad_lines=skip)
-        for problem in dataset_problems:
-            found.add(_about_dataset(run.data.dataset, problem))
-        if kind == "finetune" and run.data.dataset == SAMPLE:
-            found.add("--dataset sample is plain text without prompts; give a file of prompt/completion JSON lines")
+    for flag, named in _datasets(run).items():
+        num_epochs = run.data.num_epochs if flag == "--dataset" else 1
+        for problem in check_data(named, num_epochs=num_epochs, **_source_options(run)):
+            found.add(_about_dataset(flag, named, problem))
+        if kind == "finetune" and named == SAMPLE:
+            found.add(f"{flag} sample is plain text without prompts; give a file of prompt/completion JSON lines")
     weights_folder = found.attempt(lambda: _weights_folder(run))
     caught: list[warnings.WarningMessage] = []
     checkpoint = None
@@ -102,10 +106,14 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
 
     # What follows reads files and may build the corpus, so it waits until the rest is known to be right.
     dataset, held_out, tokenizer = run.data.dataset, None, None
+    validation: list[ValidationSet] = []
     if dataset is not None:
         corpus = build_sample_corpus(SAMPLE_FOLDER) if dataset == SAMPLE else None
         if corpus:
             dataset, held_out = corpus.train_glob, corpus.validation_file
+        validation = found.attempt(lambda: choose_sets(run.data.dataset, run.validation, SAMPLE_FOLDER)) or []
+        for chosen in validation:
+            found.attempt(partial(chosen.check, **_source_options(run)))
         tokenizer = found.attempt(lambda: load_tokenizer(_tokenizer_name(run, weights_folder, corpus)))
         if kind == "pretrain" and run.run.max_steps is None and not is_countable(dataset):
             found.add(
@@ -113,11 +121,19 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
                 "schedule needs it"
             )
         if kind == "pretrain" and tokenizer is not None:
-            found.attempt(lambda: open_feeds(dataset, tokenizer, shuffle=run.data.shuffle))
+            fraction = run.validation.validation_fraction
+            found.attempt(lambda: open_feeds(dataset, tokenizer, shuffle=run.data.shuffle, held_out_fraction=fraction))
     found.raise_if_any()  # without a tokenizer the vocabulary, and so the model, is not known
     model_config = found.attempt(lambda: _model_config(run, tokenizer, weights_folder))
     if model_config is not None and tokenizer is not None:
         found.attempt(lambda: _check_vocabulary(run, tokenizer, model_config, weights_folder))
+    if tokenizer is not None and tokenizer.bos_token_id == tokenizer.eos_token_id:
+        for flag in ("reset_position_ids", "reset_attention_mask"):
+            if getattr(run.data, flag):
+                found.add(
+                    f"--{flag}: the tokenizer has one token for both ends of a document ({tokenizer.eos_token!r}), so "
+                    "its first token would be taken for the end of a document; take a tokenizer with a BOS of its own"
+                )
     if model_config is not None and checkpoint is not None:
         shapes = {name: parameter.shape for name, parameter in empty_model(model_config).named_parameters()}
         found.attempt(lambda: checkpoint.check_fits(shapes))
@@ -132,6 +148,7 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
         checkpoint=checkpoint,
         dataset=dataset,
         held_out=held_out,
+        validation=validation,
         warnings=list(dict.fromkeys(str(w.message) for w in caught))
         + check.warnings(run, environment.world_size, device),
     )
@@ -163,11 +180,28 @@ class _Problems:
             raise ConfigurationError(self._problems)
 
 
-def _about_dataset(dataset: str, problem: str) -> str:
+def _source_options(run: RunConfig) -> dict[str, Any]:
+    instructions = run.kind == "finetune"
+    return {
+        "fields": INSTRUCTION_FIELDS if instructions else ("text",),
+        "task": run.data.task_name if instructions else None,
+        "skip_bad_lines": run.data.skip_bad_lines,
+    }
+
+
+def _datasets(run: RunConfig) -> dict[str, str]:
+    """Flag → dataset, of those the run names."""
+    named = {"--dataset": run.data.dataset}
+    if run.validation.validation_freq:
+        named["--validation_dataset"] = run.validation.validation_dataset
+    return {flag: dataset for flag, dataset in named.items() if dataset is not None}
+
+
+def _about_dataset(flag: str, dataset: str, problem: str) -> str:
     """A problem with the flag it comes from; most name the dataset themselves, and once is enough."""
     problem = problem.removeprefix("dataset ")
     names_it = problem.startswith((dataset, f"'{dataset}'"))
-    return f"--dataset {problem}" if names_it else f"--dataset {dataset}: {problem}"
+    return f"{flag} {problem}" if names_it else f"{flag} {dataset}: {problem}"
 
 
 def _weights_folder(run: RunConfig) -> Path | None:
@@ -241,7 +275,10 @@ def _tokenizer_name(run: RunConfig, weights_folder: Path | None, corpus: Any) ->
         return run.model.tokenizer
     if weights_folder is not None:
         return str(weights_folder)
-    return str(corpus.tokenizer_folder) if corpus else DEFAULT_TOKENIZER
+    if corpus is not None:
+        return str(corpus.tokenizer_folder)
+    beside = tokenizer_beside(run.data.dataset) if run.kind == "pretrain" else None
+    return beside or DEFAULT_TOKENIZER
 
 
 def _model_config(

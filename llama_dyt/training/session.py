@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +25,7 @@ from llama_dyt.boosters.materialize import WORKING_DTYPES
 from llama_dyt.config import check
 from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import FINETUNE_WARMUP_FRACTION
+from llama_dyt.data.sources import Source
 from llama_dyt.data.step import Step
 from llama_dyt.errors import LlamaDytError
 from llama_dyt.models import InitialWeights, empty_model, read_pretrained, recompute_activations
@@ -37,6 +38,7 @@ from .randomness import set_rng_state
 from .restore import restore_counters
 from .tracking import METRICS_FILE, Tracker
 from .trainer import Ending, Progress, Schedule, Trainer
+from .validation import Validation, read_sets
 
 INTERRUPTED_STATUS = 143
 """Exit status of a run that saved and ended because it was asked to (128 + SIGTERM): not a success, not an error."""
@@ -88,7 +90,30 @@ class Session:
             set_rng_state(generators[dist.get_rank()])
         say(self.plan, f"resumed from {checkpoint.path}, step {self.progress.step}")
 
-    def train(self, batches: Iterable[Step], total_steps: int, describe: str) -> Path:
+    def read_validation(
+        self, make_batches: Callable[[Source], AbstractContextManager[Iterator[Step]]]
+    ) -> Validation | None:
+        """The run's validation sets, read; None without. `make_batches`: the loader of a source for this rank."""
+        plan, settings = self.plan, self.run.validation
+        if not plan.validation:
+            return None
+        options = plan.source_options
+        sets = read_sets(
+            plan.validation, settings.validation_batches, lambda chosen: chosen.open(**options), make_batches
+        )
+        for chosen in plan.validation:
+            steps = sets[chosen.name]
+            count = sum(step.num_label_tokens for step in steps)
+            say(
+                plan,
+                f"validation every {settings.validation_freq} steps on {chosen}: {len(steps)} "
+                f"batch{'es' if len(steps) > 1 else ''}, {count:,} tokens",
+            )
+        return Validation(settings.validation_freq, sets)
+
+    def train(
+        self, batches: Iterable[Step], total_steps: int, describe: str, validation: Validation | None = None
+    ) -> Path:
         """Drive the loop over `batches` to `total_steps`, then say what came of it.
 
         Returns:
@@ -113,7 +138,7 @@ class Session:
             total_steps=total_steps,
             description=describe,
         )
-        trainer = self.make_trainer(total_steps, tracker, writer)
+        trainer = self.make_trainer(total_steps, tracker, writer, validation)
         self._compare_schedule(trainer.schedule)
         start, first_token = time.perf_counter(), self.progress.tokens_seen
         try:
@@ -165,7 +190,11 @@ class Session:
         )
 
     def make_trainer(
-        self, total_steps: int, tracker: Tracker | None = None, writer: CheckpointWriter | None = None
+        self,
+        total_steps: int,
+        tracker: Tracker | None = None,
+        writer: CheckpointWriter | None = None,
+        validation: Validation | None = None,
     ) -> Trainer:
         """The loop of this run; without tracker and writer it keeps nothing (the benchmark)."""
         run = self.run
@@ -186,6 +215,7 @@ class Session:
             self.progress,
             log_interval=run.run.log_interval,
             save_interval=run.run.save_interval if writer else None,
+            validation=validation,
         )
 
     def largest_peak_memory_mb(self) -> float:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from llama_dyt.errors import TrainingError
+
+if TYPE_CHECKING:
+    from .validation import Figures
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -58,6 +61,7 @@ class Tracker:
         self._writer = None
         self._metrics = None
         self._bar = None
+        self._validation_loss = ""
         if enabled and total_steps:
             self._bar = tqdm(
                 total=total_steps,
@@ -107,6 +111,37 @@ class Tracker:
         """
         if not self._enabled:
             return
+        self._write(record)
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss {record['loss']:.4f}{self._validation_loss}, {record['tokens_per_second']:,.0f} tokens/s",
+                refresh=False,
+            )
+
+    def log_validation(self, step: int, figures: Mapping[str, Figures], seconds: float) -> None:
+        """Write a record of a validation, and print it; in the record every figure is a dict by the set's name.
+
+        Raises:
+            TrainingError: a file cannot be written.
+        """
+        if not self._enabled:
+            return
+        record = {
+            "step": step,
+            "validation_loss": {name: found.loss for name, found in figures.items()},
+            "validation_perplexity": {name: found.perplexity for name, found in figures.items()},
+            "validation_tokens": {name: found.num_tokens for name, found in figures.items()},
+            "validation_seconds": seconds,
+        }
+        self._write(record)
+        self._validation_loss = f", validation {next(iter(figures.values())).loss:.4f}"
+        for name, found in figures.items():
+            self.say(
+                f"step {step}: validation loss {found.loss:.4f}, perplexity {found.perplexity:,.2f} on {name} "
+                f"({found.num_tokens:,} tokens)"
+            )
+
+    def _write(self, record: dict[str, Any]) -> None:
         if self._metrics is not None:
             with _writing("metrics", self.save_dir):
                 self._metrics.write(json.dumps(record) + "\n")
@@ -114,10 +149,6 @@ class Tracker:
         if self._writer is not None:
             with _writing("TensorBoard's files", self._tensorboard_dir):
                 self._add_scalars(record)
-        if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s", refresh=False
-            )
 
     def _add_scalars(self, record: dict[str, Any]) -> None:
         for key, value in record.items():
@@ -148,7 +179,7 @@ class Tracker:
         if not self._enabled or self.save_dir is None:
             return None
         records = read_metrics(self.save_dir / METRICS_FILE)
-        if not records:
+        if not any("loss" in record for record in records):
             return None
         from .picture import draw
 

@@ -27,6 +27,7 @@ from .randomness import rng_state
 from .saturation import SaturationProbe
 from .schedule import learning_rate_factor
 from .tracking import Tracker
+from .validation import Validation
 
 PROBE_INTERVAL = 10
 """Alpha and saturation are looked at in every so many-th record: one scalar a site a step would drown TensorBoard."""
@@ -96,6 +97,7 @@ class Trainer:
         progress: Progress,
         log_interval: int,
         save_interval: int | None,
+        validation: Validation | None = None,
     ) -> None:
         self.boosted = boosted
         self.schedule = schedule
@@ -105,6 +107,8 @@ class Trainer:
         self.progress = progress
         self._log_interval = log_interval
         self._save_interval = save_interval
+        self._validation = validation
+        self._validated_step = progress.step
         self._saved_step = progress.step  # where a resumed run starts; a new one has nothing to save yet
         self._stop_signal = False
         self.num_bad_lines = 0
@@ -182,12 +186,34 @@ class Trainer:
                 if outcome.stop_asked:
                     ending = Ending.INTERRUPTED
                     break
+                if self._validation and self.progress.step % self._validation.interval == 0:
+                    if not self.validate():
+                        ending = Ending.INTERRUPTED
+                        break
+                    window = _Window()
                 if self._save_interval and self.progress.step % self._save_interval == 0:
                     self.save()
                     window = _Window()  # a save is no training time
+            last_due = self._validation and self._validated_step != self.progress.step
+            if last_due and ending is not Ending.INTERRUPTED and not self.validate():
+                ending = Ending.INTERRUPTED
         if self.writer and self._saved_step != self.progress.step:
             self.save()
         return ending
+
+    def validate(self) -> bool:
+        """Measure the validation sets and log what they gave. All ranks call it.
+
+        Returns:
+            False if a signal asked for the end meanwhile; then there is nothing to log.
+        """
+        start = time.perf_counter()
+        figures = self._validation.measure(self.boosted, stop_asked=lambda: self._stop_signal)
+        if figures is None:
+            return False
+        self._validated_step = self.progress.step
+        self.tracker.log_validation(self.progress.step, figures, time.perf_counter() - start)
+        return True
 
     def save(self) -> None:
         """Write a checkpoint of the present step; all ranks call it."""

@@ -169,3 +169,15 @@ def test_the_sample_corpus_is_built_at_once_and_scored_at_the_end(corpus, tmp_pa
     assert outcome.status == 0, outcome.stderr
     assert "bits per byte" in outcome.stdout
     assert list((tmp_path / "data" / "sample").glob("*/train/*.jsonl"))
+
+
+def test_documents_apart_train_and_validate(corpus, pretrained, tmp_path):
+    """From the command line to the model: other losses than those of rows as they are packed, from the first step."""
+    flags = corpus.pretrain_flags(max_steps=3, validation_freq=2, validation_fraction=0.1, save_dir="run")
+    outcome = Command("pretrain", [*flags, "--reset_position_ids", "--reset_attention_mask"], tmp_path).run()
+    assert outcome.status == 0, outcome.stderr
+    records = Run(tmp_path / "run", flags, outcome).metrics
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
+    assert losses[0] != pretrained.metrics[0]["loss"]
+    assert [record["step"] for record in records if "validation_loss" in record] == [2, 3]

@@ -245,3 +245,17 @@ def test_a_sentence_in_place_of_a_record_is_a_bad_line(corpus, place):
     write_lines(place / "strings.jsonl", ["only a string"])
     (problem,) = problems_of(corpus.pretrain_flags(dataset="strings.jsonl", save_dir="run"), place)
     assert "strings.jsonl, line 1: is a JSON str, not an object" in problem
+
+
+def test_one_token_for_both_ends_of_a_document_cannot_keep_documents_apart(corpus, place):
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(corpus.tokenizer)
+    tokenizer.bos_token = tokenizer.eos_token
+    tokenizer.save_pretrained(place / "one_end")
+    flags = corpus.pretrain_flags(tokenizer=place / "one_end")
+    make_plan("pretrain", flags)
+    (problem,) = problems_of([*flags, "--reset_attention_mask"], place)
+    assert problem.startswith(
+        "--reset_attention_mask: the tokenizer has one token for both ends of a document ('</s>')"
+    )

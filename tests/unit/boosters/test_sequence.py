@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llama_dyt.boosters.sequence import attention_over_all_to_all, cut_batch
+from llama_dyt.boosters.sequence import _Heads, attention_over_all_to_all, cut_batch
 
 
 def test_slices_join_to_the_whole_with_labels_shifted_across_their_edges():
@@ -22,7 +22,17 @@ def test_one_rank_keeps_its_batch_as_it_is():
     assert cut_batch(batch, 0, 1) is batch
 
 
-def test_a_mask_is_refused():
-    mask = torch.ones(1, 1, 4, 4)
-    with pytest.raises(ValueError, match="takes no attention mask"):
-        attention_over_all_to_all(torch.nn.Module(), *[torch.zeros(1, 2, 4, 8)] * 3, mask)
+def test_positions_that_were_given_are_cut_and_documents_stay_whole():
+    ids = torch.arange(24).view(2, 12)
+    given = {"position_ids": ids % 5, "document_ids": ids // 5}
+    parts = [cut_batch({"input_ids": ids, "labels": ids, **given}, rank, 3) for rank in range(3)]
+    assert torch.equal(torch.cat([part["position_ids"] for part in parts], dim=1), given["position_ids"])
+    assert all(torch.equal(part["document_ids"], given["document_ids"]) for part in parts)
+
+
+def test_a_mask_of_a_slice_is_refused(monkeypatch):
+    monkeypatch.setattr("llama_dyt.boosters.sequence._Trade.apply", lambda tensor, *_: tensor.repeat(1, 1, 2, 1))
+    module = torch.nn.Module()
+    module.sequence_parallel = _Heads(group=None, config=None, copies=1)
+    with pytest.raises(ValueError, match="sees sequences of 8, and was given an attention mask for 4"):
+        attention_over_all_to_all(module, *[torch.zeros(1, 2, 4, 8)] * 3, torch.ones(1, 1, 4, 4))

@@ -48,6 +48,10 @@ def test_a_plain_run_has_no_problem(plugin, precision, device):
         ("shard_param_frac", 1.5, "give at most 1"),
         ("num_layers", 0, "give 1 or more"),
         ("memory_limit", 0, "give 1 or more"),
+        ("validation_freq", -1, "give 0 or more"),
+        ("validation_batches", 0, "give 1 or more"),
+        ("validation_fraction", 0, "give more than 0"),
+        ("validation_fraction", 0.6, "give at most 0.5"),
     ],
 )
 def test_numbers_out_of_range_name_value_and_remedy(flag, value, remedy):
@@ -265,3 +269,34 @@ def test_swapping_the_norm_of_weights_is_warned_about():
 def test_an_unknown_size_is_told_together_with_values_out_of_range():
     problems = collect_problems(RunConfig.build(config="7x", max_length=1))
     assert [problem.split()[0] for problem in problems] == ["--max_length", "--config:"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"validation_freq": 5}, "--validation_freq 5: nothing to validate on; give --validation_dataset, or"),
+        ({"validation_dataset": "held.jsonl"}, "--validation_dataset held.jsonl has no effect without"),
+        ({"validation_dataset": "held.jsonl", "validation_freq": 0}, "has no effect without --validation_freq"),
+        (
+            {"validation_freq": 5, "validation_dataset": "held.jsonl", "validation_fraction": 0.1},
+            "--validation_dataset held.jsonl and --validation_fraction 0.1: give one of the two",
+        ),
+    ],
+)
+def test_validation_that_cannot_be_is_told(flags, expected):
+    (problem,) = problems_of(**flags)
+    assert expected in problem and "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"validation_freq": 5, "dataset": "sample"},
+        {"validation_freq": 5, "validation_dataset": "held.jsonl"},
+        {"validation_freq": 5, "validation_fraction": 0.1},
+        {"validation_fraction": 0.1},
+        {"validation_freq": 0},
+    ],
+)
+def test_validation_that_has_something_to_look_at_is_no_problem(flags):
+    assert problems_of(**flags) == []

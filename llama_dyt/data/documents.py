@@ -1,0 +1,98 @@
+"""Documents kept apart within packed sequences: where each begins, and what the model is told of it.
+
+Its own file because it looks at finished batches alone, whatever loader packed them: an EOS ends a document, and
+nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from llama_dyt.data.step import IGNORED, MicroBatch, Step
+
+
+def number_documents(input_ids: torch.Tensor, eos: int) -> torch.Tensor:
+    """Which document of its row each token belongs to: (batch, length) int64, 0 for what a row begins with.
+
+    A row that begins within a document counts what is left of it as one.
+    """
+    first = torch.zeros_like(input_ids)
+    first[:, 1:] = input_ids[:, :-1] == eos
+    return first.cumsum(1)
+
+
+def positions_in_documents(document_ids: torch.Tensor) -> torch.Tensor:
+    """Each token's place in its document, from 0, or from 0 in what its row has of it: (batch, length) int64."""
+    places = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    starts = torch.where(_begins(document_ids), places, 0).cummax(1).values
+    return places - starts
+
+
+def _begins(document_ids: torch.Tensor) -> torch.Tensor:
+    """Where a document begins that is not the first of its row."""
+    begins = torch.zeros_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return begins
+
+
+class DocumentsApart(Iterator[Step]):
+    """The steps of a loader with documents apart, in one or both of two ways; closes the loader that it wraps.
+
+    Micro batches get `document_ids`, within whose equal numbers attention stays, and `position_ids` where positions
+    start anew. Where attention stays within documents, the first token of one is no target, for nothing of its document
+    comes before it.
+
+    Args:
+        batches: a loader of packed text.
+        eos: what ends a document.
+        reset_positions: positions start anew at each document (--reset_position_ids).
+        reset_attention: attention stays within a document (--reset_attention_mask).
+        sum_over_ranks: adds up a number of each data-parallel rank; all of them call it once a step. How many targets
+            the other ranks have can be known from their rows alone.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[Step],
+        eos: int,
+        reset_positions: bool,
+        reset_attention: bool,
+        sum_over_ranks: Callable[[int], int],
+    ):
+        self._batches = batches
+        self._eos = eos
+        self._reset_positions = reset_positions
+        self._reset_attention = reset_attention
+        self._sum_over_ranks = sum_over_ranks
+
+    def __next__(self) -> Step:
+        step = next(self._batches)
+        batches = [self._apart(micro_batch) for micro_batch in step.micro_batches]
+        labelled = step.num_label_tokens
+        if self._reset_attention:
+            own = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+            labelled = max(self._sum_over_ranks(own), 1)
+        return replace(step, micro_batches=batches, num_label_tokens=labelled)
+
+    def _apart(self, micro_batch: MicroBatch) -> MicroBatch:
+        documents = number_documents(micro_batch["input_ids"], self._eos)
+        told = dict(micro_batch)
+        if self._reset_positions:
+            told["position_ids"] = positions_in_documents(documents)
+        if self._reset_attention:
+            told["labels"] = micro_batch["labels"].masked_fill(_begins(documents), IGNORED)
+        # Said of positions alone too: by themselves the model would take them for documents apart.
+        told["document_ids"] = documents if self._reset_attention else torch.zeros_like(documents)
+        return told
+
+    def close(self) -> None:
+        self._batches.close()
+
+    def __enter__(self) -> DocumentsApart:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
