@@ -51,7 +51,10 @@ def encode_all(encode: Callable[[Sequence[str]], list[np.ndarray]], texts: Seque
     """
     at_once = [text for text in texts if len(text) <= LONG_CHARACTERS]
     short = iter(encode(at_once) if at_once else [])
-    return [next(short) if len(text) <= LONG_CHARACTERS else encode_in_pieces(encode, text) for text in texts]
+    return [
+        next(short) if len(text) <= LONG_CHARACTERS else encode_in_pieces(encode, text, LONG_CHARACTERS)
+        for text in texts
+    ]
 
 
 def encode_in_pieces(

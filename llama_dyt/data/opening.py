@@ -127,8 +127,8 @@ def open_feeds(
     problems = [problem for feed in feeds for problem in _misfits(feed, tokenizer)]
     if held_out_fraction is not None and not any(feed.is_text for feed in feeds):
         problems.append(
-            f"--validation_fraction {held_out_fraction:g} is a share of text, and this is prepared already: leave it out, "
-            "and give it to prepare_data.py"
+            f"--validation_fraction {held_out_fraction:g} is a share of text, and this is prepared already: leave it "
+            "out, and give it to prepare_data.py"
         )
     if problems:
         raise ConfigurationError(problems)
@@ -203,7 +203,5 @@ def is_countable(dataset: str) -> bool:
 def tokenizer_beside(dataset: str) -> str | None:
     """The tokenizer that what `-d` names was prepared with, where it lies beside the tokens."""
     paths = [source.path for source in read_mixture(dataset).sources] if is_mixture(dataset) else [dataset]
-    found = [
-        os.path.join(os.path.expanduser(path), "tokenizer") for path in paths if path != SAMPLE and is_shards(path)
-    ]
-    return next(filter(os.path.isdir, found), None)
+    prepared = (os.path.expanduser(path) for path in paths if path != SAMPLE and is_shards(path))
+    return next(filter(os.path.isdir, (os.path.join(path, "tokenizer") for path in prepared)), None)

@@ -173,21 +173,6 @@ def open_source(
     return FileSource(dataset, files, fields, skip_bad_lines)
 
 
-def check_dataset(
-    dataset: str, fields: Sequence[str] = ("text",), *, task: str | None = None, skip_bad_lines: bool = False
-) -> list[str]:
-    """The problems that would stop a run on this dataset, found quickly, before anything is launched; [] if none.
-
-    `sample` has none: it is built when the run starts.
-    """
-    if str(dataset) == SAMPLE:
-        return []
-    try:
-        return open_source(dataset, fields, task=task, skip_bad_lines=skip_bad_lines).problems()
-    except DataError as error:
-        return [str(error)]
-
-
 def find_files(dataset: str) -> list[DataFile] | None:
     """The sorted data files that a local dataset consists of, or None when the name can only be the hub's.
 

@@ -9,7 +9,8 @@ from corpora import write_jsonl, write_parquet
 from llama_dyt.data import hub
 from llama_dyt.data.hub import HubSource, needs_conversion, plan
 from llama_dyt.data.loader import TokenBatches
-from llama_dyt.data.sources import check_dataset, open_source
+from llama_dyt.data.opening import check_data
+from llama_dyt.data.sources import open_source
 from llama_dyt.data.tokenizer import load_tokenizer
 from llama_dyt.errors import DataError
 
@@ -109,7 +110,7 @@ def test_hub_out_of_reach_is_said_at_once(monkeypatch):
         "huggingface_hub.hf_api.HfApi.repo_info", lambda *_, **__: (_ for _ in ()).throw(OSError("no route"))
     )
     before = time.perf_counter()
-    (problem,) = check_dataset("togethercomputer/RedPajama-Data-1T-Sample")
+    (problem,) = check_data("togethercomputer/RedPajama-Data-1T-Sample")
     assert time.perf_counter() - before < 15
     assert "the hub cannot be reached (no route)" in problem
     assert "-d sample" in problem
@@ -133,10 +134,10 @@ def test_refused_connection_takes_no_retries(monkeypatch):
 def test_impossible_and_offline_names_are_errors(monkeypatch):
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    assert "neither a local path nor a possible hub name" in check_dataset("what is this!")[0]
+    assert "neither a local path nor a possible hub name" in check_data("what is this!")[0]
     monkeypatch.setattr(
         "huggingface_hub.hf_api.HfApi.repo_info", lambda *_, **__: (_ for _ in ()).throw(OfflineModeIsEnabled("off"))
     )
-    (problem,) = check_dataset("some/set")
+    (problem,) = check_data("some/set")
     assert "HF_HUB_OFFLINE" in problem
     assert "\n" not in problem

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from llama_dyt.data import tokenizer as tokenizers_of_ours
+from llama_dyt.data import long_text
 from llama_dyt.data.long_text import LONG_CHARACTERS, cut_text, encode_in_pieces
 from llama_dyt.data.tokenizer import encode_batch
 
@@ -64,9 +64,9 @@ def test_text_without_a_place_to_cut_keeps_every_character():
 
 
 def test_encoding_a_batch_cuts_what_is_long(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizers_of_ours, "LONG_CHARACTERS", 1000)
+    monkeypatch.setattr(long_text, "LONG_CHARACTERS", 1000)
     texts = ["short", TEXT, "", "short too", "0123456789" * 1000]
     cut = encode_batch(tokenizer, texts)
-    monkeypatch.setattr(tokenizers_of_ours, "LONG_CHARACTERS", LONG_CHARACTERS)
+    monkeypatch.setattr(long_text, "LONG_CHARACTERS", LONG_CHARACTERS)
     whole = encode_batch(tokenizer, texts)
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(cut, whole, strict=True))

@@ -9,7 +9,8 @@ import zstandard
 from corpora import write_jsonl, write_parquet
 
 from llama_dyt.data import files
-from llama_dyt.data.sources import check_dataset, find_files, open_source
+from llama_dyt.data.opening import check_data
+from llama_dyt.data.sources import find_files, open_source
 from llama_dyt.errors import DataError
 
 TEXTS = [f"document {i} ünï 漢字 \n\t" + "x" * i for i in range(10)]
@@ -190,7 +191,7 @@ def test_check_finds_missing_and_empty_datasets(tmp_path):
         str(tmp_path / "text.txt"): "not a format",
     }
     for dataset, reason in expected.items():
-        problems = check_dataset(dataset)
+        problems = check_data(dataset)
         assert len(problems) == 1, dataset
         assert reason in problems[0]
         assert dataset in problems[0]
@@ -200,8 +201,8 @@ def test_check_finds_missing_and_empty_datasets(tmp_path):
 def test_check_reads_only_the_beginning(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", ["good"])
     (tmp_path / "b.jsonl").write_text("broken")
-    assert check_dataset(str(tmp_path)) == []
-    assert check_dataset("sample") == []
+    assert check_data(str(tmp_path)) == []
+    assert check_data("sample") == []
     with pytest.raises(DataError):
         texts_of(str(tmp_path))
 
@@ -210,7 +211,7 @@ def test_check_reads_only_the_beginning(tmp_path):
 def test_file_without_right_to_read_is_an_error(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["x"])
     path.chmod(0)
-    assert "no right to read" in check_dataset(str(path))[0]
+    assert "no right to read" in check_data(str(path))[0]
 
 
 def test_dangling_link_and_vanished_file_are_errors(tmp_path):
