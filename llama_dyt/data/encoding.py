@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from llama_dyt.data.files import Place
+from llama_dyt.data.opening import DocumentStream
+from llama_dyt.data.packing import frame_document
 from llama_dyt.data.sources import Source, place_of
 from llama_dyt.data.text_worker import EncodedTexts, make_text_encoder, tokenizer_for_workers
 from llama_dyt.data.workers import Workers
@@ -107,6 +109,20 @@ class EncodedWalk:
             yield future.result(), note
         if failure is not _END:
             raise failure
+
+
+class FramedWalk:
+    """One walk over documents that are tokenized already; as `EncodedWalk`."""
+
+    def __init__(self, stream: DocumentStream, bos: int | None, eos: int, position: dict | None = None):
+        self._documents = stream.documents(position)
+        self._frame = bos, eos
+        self.bad_lines = position["bad_lines"] if position else 0
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, dict]]:
+        for ids, after in self._documents:
+            self.bad_lines = after["bad_lines"]
+            yield frame_document(ids, *self._frame), after
 
 
 _END = DataError("the end of the records")

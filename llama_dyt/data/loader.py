@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llama_dyt.data.encoding import EncodedWalk, start_workers
+from llama_dyt.data.encoding import EncodedWalk, FramedWalk, start_workers
 from llama_dyt.data.mixture import Schedule
 from llama_dyt.data.opening import Data, Feed, open_feeds
 from llama_dyt.data.positions import Counts, position_of, starting_point
@@ -114,7 +114,7 @@ class _Work:
     state: dict
 
     def workers(self):
-        if all(feed.is_array for feed in self.feeds):
+        if not any(feed.is_text for feed in self.feeds):
             return nullcontext()
         return start_workers(self.tokenizer, self.num_workers, self.held_out_fraction)
 
@@ -127,8 +127,8 @@ class _Work:
                 return DocumentSupply(feed.data, length, feed.num_epochs, key, state)
             return ArraySupply(feed.data, length, feed.num_epochs, key if feed.shuffle == "sequences" else None, state)
 
-        def walk(position: dict | None) -> EncodedWalk:
-            return EncodedWalk(feed.data, workers, self.num_workers, position)
+        def walk(position: dict | None) -> EncodedWalk | FramedWalk:
+            return _walk(feed, self.tokenizer, workers, self.num_workers, position)
 
         shuffle = (self.order.shuffle_buffer, key) if feed.shuffle == "documents" else None
         return StreamSupply(walk, length, feed.num_epochs, shuffle, state)
@@ -144,6 +144,12 @@ def check_lengths(tokenizer, max_length: int) -> None:
         raise ConfigurationError(
             "the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json"
         )
+
+
+def _walk(feed: Feed, tokenizer, workers, num_workers: int, position: dict | None = None) -> EncodedWalk | FramedWalk:
+    if feed.is_text:
+        return EncodedWalk(feed.data, workers, num_workers, position)
+    return FramedWalk(feed.data, tokenizer.bos_token_id, tokenizer.eos_token_id, position)
 
 
 @dataclass
@@ -267,17 +273,17 @@ def count_steps(
         if feed.is_array:
             once = feed.data.num_documents, feed.data.num_tokens
         else:
-            once = _count_text(feed, tokenizer, num_workers, held_out_fraction, progress)
+            once = _count_documents(feed, tokenizer, num_workers, held_out_fraction, progress)
         documents += once[0] * feed.num_epochs
         tokens += once[1] * feed.num_epochs
         sequences += num_sequences(once[1] * feed.num_epochs, max_length)
     return StepCount(-(-sequences // (batch_size * accumulation * dp_size)), sequences, tokens, documents)
 
 
-def _count_text(feed: Feed, tokenizer, num_workers: int, held_out_fraction: float, progress) -> tuple[int, int]:
+def _count_documents(feed: Feed, tokenizer, num_workers: int, held_out_fraction: float, progress) -> tuple[int, int]:
     documents = tokens = 0
     with start_workers(tokenizer, num_workers, held_out_fraction) as workers:
-        for document, _ in EncodedWalk(feed.data, workers, num_workers):
+        for document, _ in _walk(feed, tokenizer, workers, num_workers):
             documents += 1
             tokens += len(document)
             if progress and documents % 1000 == 0:

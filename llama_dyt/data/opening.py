@@ -6,9 +6,12 @@ Its own file because it is the one place where the kinds of sources are told apa
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Protocol
+
+import numpy as np
 
 from llama_dyt.data.mixture_file import is_mixture, read_mixture
 from llama_dyt.data.sources import Source, check_dataset, open_source
@@ -16,7 +19,24 @@ from llama_dyt.data.token_array import TokenArray
 from llama_dyt.data.tokenizer import tokenizer_fingerprint
 from llama_dyt.errors import ConfigurationError, LlamaDytError
 
-Data = TokenArray | Source
+
+class DocumentStream(Protocol):
+    """Tokenized documents in a fixed order, which can only be walked.
+
+    Attributes:
+        is_local, fingerprint, bad_lines: as a `Source` has them.
+    """
+
+    is_local: bool
+    fingerprint: str
+    bad_lines: int
+
+    def documents(self, position: dict | None = None) -> Iterator[tuple[np.ndarray, dict]]:
+        """Yields (ids without BOS and EOS, position after the document); the position has `bad_lines`."""
+        ...
+
+
+Data = TokenArray | DocumentStream | Source
 
 
 @dataclass(frozen=True)
@@ -25,7 +45,7 @@ class Feed:
 
     Attributes:
         name: of a mixture's source; empty where there is only one.
-        data: a TokenArray (has `tokens`) or a stream of records (has `iterate`).
+        data: a TokenArray (has `tokens`), a DocumentStream (has `documents`) or a Source of text (has `iterate`).
         weight: its share of the sequences.
         num_epochs: walks over it; None for no end.
         shuffle: "none", "documents" or "sequences".
@@ -43,12 +63,16 @@ class Feed:
     def fingerprint(self) -> str:
         """Changes when its tokens could have."""
         fraction = self.held_out_fraction
-        held_out = "" if fraction is None or self.is_array else f", without held out {fraction!r}"
+        held_out = "" if fraction is None or not self.is_text else f", without held out {fraction!r}"
         return f"{self.data.fingerprint}{held_out}"
 
     @property
     def is_array(self) -> bool:
         return hasattr(self.data, "tokens")
+
+    @property
+    def is_text(self) -> bool:
+        return hasattr(self.data, "iterate")
 
     def __str__(self) -> str:
         return f"source {self.name}" if self.name else "the dataset"
@@ -62,7 +86,7 @@ def open_data(
     Raises:
         DataError: nothing usable of that name.
     """
-    if hasattr(dataset, "iterate") or hasattr(dataset, "tokens"):
+    if any(hasattr(dataset, name) for name in ("tokens", "documents", "iterate")):
         return dataset
     return open_source(dataset, skip_bad_lines=skip_bad_lines, sample_folder=sample_folder)
 
@@ -111,8 +135,8 @@ def _misfits(feed: Feed, tokenizer) -> list[str]:
         if feed.shuffle != "sequences":
             return []
         return [
-            f"{feed} is text, read as a stream, whose sequences cannot be shuffled: give --shuffle documents, or "
-            "prepare it first (prepare_data.py)"
+            f"{feed} is read as a stream, whose sequences cannot be shuffled: give --shuffle documents, or prepare "
+            "it first (prepare_data.py)"
         ]
     data = feed.data
     problems = []
