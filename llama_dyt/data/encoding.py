@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from llama_dyt.data.arrow import ArrowDocuments
 from llama_dyt.data.files import Place
+from llama_dyt.data.opening import DocumentStream
 from llama_dyt.data.packing import frame_document
 from llama_dyt.data.sources import Source, place_of
 from llama_dyt.data.text_worker import EncodedTexts, make_text_encoder, tokenizer_for_workers
@@ -112,18 +112,17 @@ class EncodedWalk:
 
 
 class FramedWalk:
-    """One walk over documents that are tokens already; iterates as `EncodedWalk`."""
+    """One walk over documents that are tokenized already; as `EncodedWalk`."""
 
-    bad_lines = 0
-
-    def __init__(self, documents: ArrowDocuments, tokenizer, position: dict | None = None):
-        self._documents = documents
-        self._ends = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self._position = position
+    def __init__(self, stream: DocumentStream, bos: int | None, eos: int, position: dict | None = None):
+        self._documents = stream.documents(position)
+        self._frame = bos, eos
+        self.bad_lines = position["bad_lines"] if position else 0
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, dict]]:
-        for ids, after in self._documents.documents(self._position):
-            yield frame_document(ids, *self._ends), after
+        for ids, after in self._documents:
+            self.bad_lines = after["bad_lines"]
+            yield frame_document(ids, *self._frame), after
 
 
 _END = DataError("the end of the records")

@@ -128,9 +128,7 @@ class _Work:
             return ArraySupply(feed.data, length, feed.num_epochs, key if feed.shuffle == "sequences" else None, state)
 
         def walk(position: dict | None) -> EncodedWalk | FramedWalk:
-            if feed.is_text:
-                return EncodedWalk(feed.data, workers, self.num_workers, position)
-            return FramedWalk(feed.data, self.tokenizer, position)
+            return _walk(feed, self.tokenizer, workers, self.num_workers, position)
 
         shuffle = (self.order.shuffle_buffer, key) if feed.shuffle == "documents" else None
         return StreamSupply(walk, length, feed.num_epochs, shuffle, state)
@@ -146,6 +144,12 @@ def check_lengths(tokenizer, max_length: int) -> None:
         raise ConfigurationError(
             "the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json"
         )
+
+
+def _walk(feed: Feed, tokenizer, workers, num_workers: int, position: dict | None = None) -> EncodedWalk | FramedWalk:
+    if feed.is_text:
+        return EncodedWalk(feed.data, workers, num_workers, position)
+    return FramedWalk(feed.data, tokenizer.bos_token_id, tokenizer.eos_token_id, position)
 
 
 @dataclass
@@ -268,24 +272,22 @@ def count_steps(
     for feed in feeds:
         if feed.is_array:
             once = feed.data.num_documents, feed.data.num_tokens
-        elif feed.is_text:
-            with start_workers(tokenizer, num_workers, held_out_fraction) as workers:
-                once = _count(EncodedWalk(feed.data, workers, num_workers), progress)
         else:
-            once = _count(FramedWalk(feed.data, tokenizer), progress)
+            once = _count_documents(feed, tokenizer, num_workers, held_out_fraction, progress)
         documents += once[0] * feed.num_epochs
         tokens += once[1] * feed.num_epochs
         sequences += num_sequences(once[1] * feed.num_epochs, max_length)
     return StepCount(-(-sequences // (batch_size * accumulation * dp_size)), sequences, tokens, documents)
 
 
-def _count(walk: EncodedWalk | FramedWalk, progress: Callable[[int, int], None] | None) -> tuple[int, int]:
+def _count_documents(feed: Feed, tokenizer, num_workers: int, held_out_fraction: float, progress) -> tuple[int, int]:
     documents = tokens = 0
-    for document, _ in walk:
-        documents += 1
-        tokens += len(document)
-        if progress and documents % 1000 == 0:
-            progress(documents, tokens)
+    with start_workers(tokenizer, num_workers, held_out_fraction) as workers:
+        for document, _ in _walk(feed, tokenizer, workers, num_workers):
+            documents += 1
+            tokens += len(document)
+            if progress and documents % 1000 == 0:
+                progress(documents, tokens)
     if not documents:
         raise DataError(NO_DOCUMENT)
     return documents, tokens

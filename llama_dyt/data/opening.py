@@ -6,9 +6,12 @@ Its own file because it is the one place where the kinds of sources are told apa
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Protocol
+
+import numpy as np
 
 from llama_dyt.data.arrow import ArrowDocuments, is_arrow
 from llama_dyt.data.mixture_file import is_mixture, read_mixture
@@ -19,7 +22,24 @@ from llama_dyt.data.token_array import TokenArray
 from llama_dyt.data.tokenizer import tokenizer_fingerprint
 from llama_dyt.errors import ConfigurationError, LlamaDytError
 
-Data = TokenArray | ArrowDocuments | Source
+
+class DocumentStream(Protocol):
+    """Tokenized documents in a fixed order, which can only be walked.
+
+    Attributes:
+        is_local, fingerprint, bad_lines: as a `Source` has them.
+    """
+
+    is_local: bool
+    fingerprint: str
+    bad_lines: int
+
+    def documents(self, position: dict | None = None) -> Iterator[tuple[np.ndarray, dict]]:
+        """Yields (ids without BOS and EOS, position after the document); the position has `bad_lines`."""
+        ...
+
+
+Data = TokenArray | DocumentStream | Source
 TEXT = ("text",)
 
 
@@ -29,7 +49,7 @@ class Feed:
 
     Attributes:
         name: of a mixture's source; empty where there is only one.
-        data: a TokenArray (has `tokens`), a stream of tokenized documents (`documents`) or of records (`iterate`).
+        data: a TokenArray (has `tokens`), a DocumentStream (has `documents`) or a Source of text (has `iterate`).
         weight: its share of the sequences.
         num_epochs: walks over it; None for no end.
         shuffle: "none", "documents" or "sequences".
@@ -79,7 +99,7 @@ def open_data(
     Raises:
         DataError: nothing usable of that name.
     """
-    if any(hasattr(dataset, kind) for kind in ("iterate", "documents", "tokens")):
+    if any(hasattr(dataset, name) for name in ("tokens", "documents", "iterate")):
         return dataset
     if tuple(fields) == TEXT and dataset != SAMPLE:
         tokens = open_tokens(dataset, split)
@@ -140,8 +160,8 @@ def _misfits(feed: Feed, tokenizer) -> list[str]:
         if feed.shuffle != "sequences":
             return []
         return [
-            f"{feed} is read as a stream, whose sequences cannot be shuffled: give --shuffle documents, or "
-            "prepare it first (prepare_data.py)"
+            f"{feed} is read as a stream, whose sequences cannot be shuffled: give --shuffle documents, or prepare "
+            "it first (prepare_data.py)"
         ]
     data = feed.data
     problems = []

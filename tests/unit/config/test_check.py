@@ -274,7 +274,6 @@ def test_an_unknown_size_is_told_together_with_values_out_of_range():
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ({"validation_freq": 5}, "--validation_freq 5: nothing to validate on; give --validation_dataset, or"),
         ({"validation_dataset": "held.jsonl"}, "--validation_dataset held.jsonl has no effect without"),
         ({"validation_dataset": "held.jsonl", "validation_freq": 0}, "has no effect without --validation_freq"),
         (

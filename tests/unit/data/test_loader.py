@@ -13,6 +13,7 @@ from corpora import Tokens, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_dyt.data.encoding import EncodedWalk, start_workers
 from llama_dyt.data.loader import Order, TokenBatches, count_steps
 from llama_dyt.data.opening import Feed
 from llama_dyt.data.sources import open_source
@@ -204,6 +205,36 @@ def test_prepared_tokens_of_another_tokenizer_are_refused(tokenizer):
     assert len(list(TokenBatches(fitting, tokenizer, 8, 1))) == 1
 
 
+class Documents:
+    """Tokenized documents that can only be walked."""
+
+    is_local, bad_lines = True, 0
+
+    def __init__(self, documents):
+        self._documents, self.fingerprint = documents, f"documents:{documents}"
+
+    def documents(self, position=None):
+        first = position["row"] if position else 0
+        for row, ids in enumerate(self._documents[first:], start=first + 1):
+            yield np.array(ids, np.int32), {"row": row, "bad_lines": 0}
+
+
+@pytest.mark.parametrize("shuffle", ["none", "documents"])
+def test_tokenized_documents_are_framed_packed_and_gone_on_from(tokenizer, shuffle):
+    stream = Documents([[10 + i] * (i % 7 + 1) for i in range(30)])
+    order = Order(5, shuffle, shuffle_buffer=4)
+    steps = list(TokenBatches(stream, tokenizer, 8, 2, num_epochs=2, order=order))
+    framed = [[1, *ids.tolist(), 2] for ids, _ in stream.documents()]
+    seen = tokens_in_order([steps])
+    expected = [token for document in framed for token in document] * 2
+    assert sorted(seen) == sorted(expected)
+    assert (seen == expected) == (shuffle == "none")
+    for done, step in enumerate(steps, start=1):
+        rest = list(TokenBatches(stream, tokenizer, 8, 2, num_epochs=2, order=order, state=step.position))
+        assert tokens_in_order([rest]) == tokens_in_order([steps[done:]])
+    assert count_steps(stream, tokenizer, 8, 2, num_epochs=2).steps == len(steps)
+
+
 def test_text_cannot_be_shuffled_by_sequences(tokenizer):
     with pytest.raises(ConfigurationError, match="--shuffle documents, or prepare it"):
         TokenBatches(ListSource(["x"]), tokenizer, 8, 1, order=Order(1, "sequences"))
@@ -260,6 +291,10 @@ def test_bad_lines_found_by_workers_are_told_or_counted_as_without_them(tmp_path
     lines.append("[1]")
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines))
+    source = open_source(str(path), skip_bad_lines=True)
+    with start_workers(tokenizer, 0) as workers:
+        places = [after for _, after in EncodedWalk(source, workers, 0)]
+    assert places == [after for _, after in source.iterate()]
     told = []
     for num_workers in (0, 1):
         with pytest.raises(DataError) as caught:
