@@ -29,8 +29,7 @@ def test_start_up_reads_the_last_token_of_many_shards(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["tokenization.py", "reading.py"])
-def test_the_sides_agree(tmp_path, script):
-    report = run(script, tmp_path, "--megabytes", "2", "--rounds", "1", "--vocab_size", "512")
-    assert len(report["rows"]) == 3 and all(row["tokens_per_second"] > 0 for row in report["rows"])
-    assert any("/" in key and value > 0 for key, value in report["summary"].items())
+def test_shards_and_the_loop_hand_out_the_same_tokens(tmp_path):
+    report = run("reading.py", tmp_path, "--megabytes", "2", "--rounds", "1", "--vocab_size", "512")
+    assert len(report["rows"]) == 3 and len({row["sha256"] for row in report["rows"]}) == 2  # one side is shuffled
+    assert report["summary"]["shards, in order / arrow loop (goal 50)"] > 1

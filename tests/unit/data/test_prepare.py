@@ -427,3 +427,12 @@ def test_a_streamed_dataset_is_dealt_out_to_the_machines_and_gone_on_from(tokeni
         shards = [shard for entry in entries for shard in entry.shards]
         found = np.concatenate([np.fromfile(shard.tokens_file(job.output), "<u2") for shard in shards])
         assert found.tolist() == [token for document in framed(tokenizer, texts[rank::2]) for token in document]
+
+
+def test_more_machines_than_parts(tokenizer, tokenizer_folder, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
+    for rank in range(3):
+        flags = settings(tmp_path / "a.jsonl", tmp_path / "out", tokenizer_folder, rank=rank, world_size=3)
+        report = prepare(flags, **SMALL)
+        assert report.documents["train"] == (2 if rank == 0 else 0)
+    assert documents_of(tmp_path / "out") == framed(tokenizer, ["one", "two"])
