@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llama_dyt.config.options import KINDS, Option
+from llama_dyt.config.preparation import PREPARE_DATA, options
 from llama_dyt.config.run import grouped_options, groups_of
 
 HEAD = """# Flags
@@ -16,7 +17,8 @@ HEAD = """# Flags
 Made by `python scripts/flags_table.py > docs/flags.md`; a test keeps it true. Every flag is also a key of a YAML given
 by `--config_file`, where its name has no dashes; a flag on the command line wins over the file. Hyphens may stand for
 underscores. A switch takes no value and is turned off by `--no-NAME`. Where the entries differ, the order is pretrain,
-finetune, benchmark, and – is an entry without the flag or without a short form.
+finetune, benchmark, and – is an entry without the flag or without a short form. The flags of prepare_data.py stand at
+the end.
 """
 
 
@@ -28,17 +30,26 @@ def by_entry(option: Option, values: list[str]) -> str:
     return " / ".join(value if kind in option.entries else "–" for kind, value in zip(KINDS, values))
 
 
+def prepare_data_row(option: Option) -> str:
+    short = f"`{option.short[PREPARE_DATA]}`" if option.short else ""
+    return f"| `{option.flag}` | {short} | {shown(option.default[PREPARE_DATA])} | {meaning(option)} |"
+
+
 def row(option: Option) -> str:
     short = by_entry(option, [f"`{option.short[kind]}`" if kind in option.short else "–" for kind in KINDS])
     short = "" if short == "–" else short
     entries = "all" if len(option.entries) == len(KINDS) else ", ".join(option.entries)
     default = by_entry(option, [shown(option.default[kind]) for kind in KINDS])
+    return f"| `{option.flag}` | {'' if short == '–' else short} | {default} | {entries} | {meaning(option)} |"
+
+
+def meaning(option: Option) -> str:
     text = option.help.replace("|", "\\|")
     if option.choices:
         text += f" One of {', '.join(f'`{choice}`' for choice in option.choices)}."
     if option.spellings:
         text += f" Also {', '.join(f'`--{name}`' for name in option.spellings)}."
-    return f"| `{option.flag}` | {'' if short == '–' else short} | {default} | {entries} | {text} |"
+    return text
 
 
 def shown(default: object) -> str:
@@ -55,6 +66,9 @@ def page() -> str:
     for group, lines in rows.items():
         head = "| flag | short | default | entries | meaning |\n| --- | --- | --- | --- | --- |"
         parts.append(f"## {group.capitalize()}\n\n{groups_of()[group].__doc__}\n\n{head}\n" + "\n".join(lines) + "\n")
+    head = "| flag | short | default | meaning |\n| --- | --- | --- | --- |"
+    rows_of_prepare_data = "\n".join(prepare_data_row(option) for option in options())
+    parts.append(f"## prepare_data.py\n\n[Preparing text once](data.md).\n\n{head}\n{rows_of_prepare_data}\n")
     return "\n".join(parts)
 
 

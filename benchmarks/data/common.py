@@ -26,6 +26,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 WORK = REPOSITORY / "data" / "benchmarks"
 VOCAB_SIZE = 32000
 FILES = 8
+CHARACTERS_A_PIECE = 300
 PACKAGES = ("numpy", "pyarrow", "tokenizers", "transformers")
 MEGABYTE = 2**20
 
@@ -70,7 +71,8 @@ def make_tokenizer(work: Path, vocab_size: int = VOCAB_SIZE) -> Path:
 
     folder = work / f"tokenizer_{vocab_size}"
     if not folder.is_dir():
-        train_sentencepiece((document["text"] for document in sample_documents()), folder, vocab_size)
+        texts = "".join(document["text"] for document in sample_documents())
+        train_sentencepiece([texts[: CHARACTERS_A_PIECE * vocab_size]], folder, vocab_size)
     return folder
 
 

@@ -36,8 +36,10 @@ def shards(folder: Path, shuffled: bool, repeat: int):
         order = np.random.default_rng(number).permutation(sequences) if shuffled else np.arange(sequences)
         for first in range(0, sequences, BATCH):
             if shuffled:
-                chosen = order[first : first + BATCH].tolist()
-                yield np.stack([array.tokens(sequence * LENGTH, (sequence + 1) * LENGTH) for sequence in chosen])
+                batch = np.empty((BATCH, LENGTH), np.int32)
+                for row, sequence in enumerate(order[first : first + BATCH].tolist()):
+                    batch[row] = array.tokens(sequence * LENGTH, (sequence + 1) * LENGTH)
+                yield batch
             else:
                 yield array.tokens(first * LENGTH, (first + BATCH) * LENGTH).reshape(BATCH, LENGTH)
 

@@ -13,6 +13,7 @@ import pytest
 from llama_dyt.config import KINDS
 from llama_dyt.config.check import collect_problems
 from llama_dyt.config.cli import read
+from llama_dyt.config.preparation import read_preparation
 from llama_dyt.config.yaml_file import load_mapping
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,7 +24,7 @@ SCRIPTS = [
     *sorted(REPOSITORY.glob("scripts/**/*.sh")),
     *sorted(REPOSITORY.glob("scripts/**/*.sbatch")),
 ]
-ENTRY = re.compile(r"(?:^|/)(pretrain|finetune|benchmark|generate)\.py$")
+ENTRY = re.compile(r"(?:^|/)(pretrain|finetune|benchmark|generate|prepare_data)\.py$")
 END_OF_COMMAND = {"|", "||", "&&", ";", "&", ">", ">>", "2>", "2>&1", "<"}
 
 
@@ -91,6 +92,9 @@ def test_every_documented_command_line_is_accepted(entry, arguments):
         import generate
 
         generate.check(generate.build_parser().parse_args(arguments))
+    elif entry == "prepare_data":
+        if arguments != ["--help"]:
+            assert read_preparation(arguments)[1] == []
     elif arguments != ["--help"]:
         assert problems_of(entry, arguments) == []
 

@@ -19,10 +19,13 @@ from corpora import write_jsonl, write_parquet
 
 from llama_dyt.config.preparation import PrepareSettings, parse_preparation
 from llama_dyt.data.arrow import ArrowDocuments
+from llama_dyt.data.journal import Journal
+from llama_dyt.data.parts import Part
 from llama_dyt.data.prepare import prepare
+from llama_dyt.data.prepare_part import Job, make_preparer
 from llama_dyt.data.shards import open_shards
 from llama_dyt.data.split import is_held_out
-from llama_dyt.data.tokenizer import encode_batch, load_tokenizer
+from llama_dyt.data.tokenizer import encode_batch, load_tokenizer, tokenizer_fingerprint
 from llama_dyt.errors import ConfigurationError, DataError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -388,3 +391,48 @@ def test_gzip_of_many_members_and_a_line_longer_than_a_part(tokenizer, tokenizer
     prepare(settings(tmp_path / "c", tmp_path / "out", tokenizer_folder), **SMALL)
     assert documents_of(tmp_path / "out") == framed(tokenizer, texts * 2)
     assert os.path.exists(tmp_path / "out" / "tokenizer")
+
+
+def test_a_streamed_dataset_is_dealt_out_to_the_machines_and_gone_on_from(tokenizer, tokenizer_folder, tmp_path):
+    texts = texts_of(40)
+    write_parquet(tmp_path / "hub" / "a.parquet", texts)  # a folder is streamed by `datasets` as the hub is
+    for rank in (0, 1):
+        journal = tmp_path / f"journal_{rank}"
+        journal.mkdir()
+        np.zeros(2, np.int64).tofile(journal / "progress")
+        job = Job(
+            output=tmp_path / f"out_{rank}",
+            journal=journal,
+            tokenizer=Path(tokenizer_folder),
+            fingerprint=tokenizer_fingerprint(tokenizer),
+            vocab_size=len(tokenizer),
+            bos=1,
+            eos=2,
+            validation_fraction=0.0,
+            skip_bad_lines=False,
+            shard_tokens=300,
+            rank=rank,
+            world_size=2,
+            hub=(str(tmp_path / "hub"), None),
+            progress=journal / "progress",
+            starter=os.getpid(),
+        )
+        total = make_preparer(job)((Part(rank, (), 0), None))
+        entries = Journal(job.output, journal).entries(rank)
+        assert len(entries) > 3
+        (journal / f"{entries[-1].name}.json").unlink()
+        (journal / f"{entries[-2].name}.json").unlink()
+        assert make_preparer(job)((Part(rank, (), 0), None)) == total
+        assert Journal(job.output, journal).entries(rank) == entries
+        shards = [shard for entry in entries for shard in entry.shards]
+        found = np.concatenate([np.fromfile(shard.tokens_file(job.output), "<u2") for shard in shards])
+        assert found.tolist() == [token for document in framed(tokenizer, texts[rank::2]) for token in document]
+
+
+def test_more_machines_than_parts(tokenizer, tokenizer_folder, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
+    for rank in range(3):
+        flags = settings(tmp_path / "a.jsonl", tmp_path / "out", tokenizer_folder, rank=rank, world_size=3)
+        report = prepare(flags, **SMALL)
+        assert report.documents["train"] == (2 if rank == 0 else 0)
+    assert documents_of(tmp_path / "out") == framed(tokenizer, ["one", "two"])

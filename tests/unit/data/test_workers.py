@@ -24,6 +24,8 @@ def make_handler(base):
             raise DataError("this task cannot be done")
         if task == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if task == "threads":
+            return os.environ["RAYON_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"]
         if task == "pid":
             return os.getpid()
         time.sleep(0.02 * (task % 3))
@@ -64,6 +66,12 @@ def test_an_error_is_raised_in_its_turn_and_the_worker_goes_on(count):
         with pytest.raises(DataError, match="this task cannot be done"):
             next(results)
         assert workers.submit(3).result() == 3
+
+
+@pytest.mark.parametrize(("threads", "told"), [(1, ("1", "false")), (3, ("3", "true"))])
+def test_a_tokenizer_has_the_threads_it_is_given(threads, told):
+    with Workers(make_handler, 0, count=1, threads=threads) as workers:
+        assert workers.submit("threads").result() == told
 
 
 def test_a_killed_worker_is_told_and_nothing_hangs():
