@@ -30,7 +30,7 @@ def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int)
     losses = [record["loss"] for record in metrics]
     smooth = _running_mean(losses, window=max(1, len(losses) // 40))
     loss_axis.plot(steps, losses, color="tab:blue", linewidth=0.8, alpha=0.3 if len(losses) > 40 else 1.0)
-    loss_axis.plot(steps, smooth, color="tab:blue", linewidth=1.6)
+    loss_axis.plot(steps, smooth, color="tab:blue", linewidth=1.6, label="training")
     uniform = math.log(vocab_size)
     if max(losses) > 0.6 * uniform:
         loss_axis.axhline(uniform, color="grey", linestyle=":", linewidth=1)
@@ -38,11 +38,14 @@ def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int)
     loss_axis.annotate(
         f"{smooth[-1]:.3f}", (steps[-1], smooth[-1]), textcoords="offset points", xytext=(4, 0), va="center", fontsize=9
     )
-    for name in dict.fromkeys(name for record in validations for name in record["validation_loss"]):
+    names = dict.fromkeys(name for record in validations for name in record["validation_loss"])
+    for number, name in enumerate(names, start=1):
         points = [(r["step"], r["validation_loss"][name]) for r in validations if name in r["validation_loss"]]
-        loss_axis.plot(*zip(*points), marker="o", markersize=3, linewidth=1.2, label=f"validation: {name}")
+        colour = f"C{number}"  # C0 is that of training
+        loss_axis.plot(
+            *zip(*points), color=colour, marker="o", markersize=3, linewidth=1.2, label=f"validation: {name}"
+        )
     if validations:
-        loss_axis.plot([], [], color="tab:blue", label="training")
         loss_axis.legend(loc="upper right", fontsize=8)
     loss_axis.set_ylabel("loss (nats/token)")
     lr_axis.plot(steps, [record["lr"] for record in metrics], color="tab:orange", linewidth=1.2)

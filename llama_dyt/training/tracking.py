@@ -61,7 +61,7 @@ class Tracker:
         self._writer = None
         self._metrics = None
         self._bar = None
-        self._validation_loss = ""
+        self._shown: dict[str, str] = {}
         if enabled and total_steps:
             self._bar = tqdm(
                 total=total_steps,
@@ -112,11 +112,7 @@ class Tracker:
         if not self._enabled:
             return
         self._write(record)
-        if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {record['loss']:.4f}{self._validation_loss}, {record['tokens_per_second']:,.0f} tokens/s",
-                refresh=False,
-            )
+        self._show(loss=f"loss {record['loss']:.4f}", speed=f"{record['tokens_per_second']:,.0f} tokens/s")
 
     def log_validation(self, step: int, figures: Mapping[str, Figures], seconds: float) -> None:
         """Write a record of a validation, and print it; in the record every figure is a dict by the set's name.
@@ -134,12 +130,18 @@ class Tracker:
             "validation_seconds": seconds,
         }
         self._write(record)
-        self._validation_loss = f", validation {next(iter(figures.values())).loss:.4f}"
+        self._show(validation=f"validation {next(iter(figures.values())).loss:.4f}")
         for name, found in figures.items():
             self.say(
                 f"step {step}: validation loss {found.loss:.4f}, perplexity {found.perplexity:,.2f} on {name} "
                 f"({found.num_tokens:,} tokens)"
             )
+
+    def _show(self, **figures: str) -> None:
+        """Put figures beside the progress bar, in the place of those of the same name."""
+        self._shown |= figures
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(self._shown.values()), refresh=False)
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._metrics is not None:

@@ -6,12 +6,17 @@ import json
 import math
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
 from safetensors.torch import load_file
 
 from llama_dyt.config import cli
 from llama_dyt.config.run import RunConfig
+from llama_dyt.data.documents import DocumentsApart
+from llama_dyt.data.loader import TokenBatches
+from llama_dyt.data.tokenizer import load_tokenizer
+from llama_dyt.data.validation import ValidationSet
 from tests.cli.conftest import NUM_STEPS, VOCAB_SIZE, Run
 from tests.cli.entries import Command, run_two_at_once
 
@@ -171,13 +176,21 @@ def test_the_sample_corpus_is_built_at_once_and_scored_at_the_end(corpus, tmp_pa
     assert list((tmp_path / "data" / "sample").glob("*/train/*.jsonl"))
 
 
-def test_documents_apart_train_and_validate(corpus, pretrained, tmp_path):
-    """From the command line to the model: other losses than those of rows as they are packed, from the first step."""
-    flags = corpus.pretrain_flags(max_steps=3, validation_freq=2, validation_fraction=0.1, save_dir="run")
-    outcome = Command("pretrain", [*flags, "--reset_position_ids", "--reset_attention_mask"], tmp_path).run()
+def test_documents_apart_train_and_validate(corpus, tmp_path):
+    """From the command line to the model: the first tokens of documents are no targets."""
+    flags = corpus.pretrain_flags(max_steps=3, max_length=256, validation_freq=2, validation_fraction=0.1)
+    flags = [*flags, "--reset_position_ids", "--reset_attention_mask", "--save_dir", "run"]
+    outcome = Command("pretrain", flags, tmp_path).run()
     assert outcome.status == 0, outcome.stderr
     records = Run(tmp_path / "run", flags, outcome).metrics
     losses = [record["loss"] for record in records if "loss" in record]
     assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
-    assert losses[0] != pretrained.metrics[0]["loss"]
     assert [record["step"] for record in records if "validation_loss" in record] == [2, 3]
+
+    tokenizer = load_tokenizer(corpus.tokenizer)
+    held_out = ValidationSet("train", str(corpus.train), 0.1).open()
+    with TokenBatches(held_out, tokenizer, 256, 2) as batches:
+        packed = list(islice(batches, 16))
+    apart = list(DocumentsApart(iter(packed), tokenizer.eos_token_id, True, True, lambda count: count))
+    targets, all_targets = (sum(step.num_label_tokens for step in steps) for steps in (apart, packed))
+    assert records[-1]["validation_tokens"]["train"] == targets < all_targets

@@ -7,6 +7,7 @@ import torch
 from llama_dyt.training.picture import draw
 from llama_dyt.training.randomness import rng_state, set_rng_state
 from llama_dyt.training.tracking import Tracker, read_metrics
+from llama_dyt.training.validation import Figures
 
 
 def record(step, loss=1.0):
@@ -64,3 +65,30 @@ def test_every_generator_goes_on_where_its_state_was_taken():
     drawn = (random.random(), numpy.random.rand(), torch.rand(3).tolist(), random.gauss(0, 1))
     set_rng_state(state)
     assert (random.random(), numpy.random.rand(), torch.rand(3).tolist(), random.gauss(0, 1)) == drawn
+
+
+def test_a_validation_is_a_record_of_its_own_and_is_drawn(tmp_path, capsys):
+    tracker = make_tracker(tmp_path)
+    tracker.log(record(1, loss=2.0))
+    tracker.log_validation(1, {"wiki": Figures(1.5, 100), "code": Figures(1000.0, 7)}, seconds=0.5)
+    tracker.close()
+    _, validation = read_metrics(tmp_path / "metrics.jsonl")
+    assert validation["validation_loss"] == {"wiki": 1.5, "code": 1000.0}
+    assert validation["validation_tokens"] == {"wiki": 100, "code": 7}
+    assert validation["validation_perplexity"]["wiki"] == Figures(1.5, 100).perplexity
+    assert 1e300 < validation["validation_perplexity"]["code"] < float("inf"), "a number in JSON"
+    assert "loss" not in validation and validation["step"] == 1
+    printed = capsys.readouterr().err
+    assert "step 1: validation loss 1.5000, perplexity 4.48 on wiki (100 tokens)" in printed
+    assert "loss 2.0000, 10 tokens/s, validation 1.5000" in printed
+    assert tracker.draw("test", 100).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_resumed_run_keeps_validations_up_to_its_step(tmp_path):
+    tracker = make_tracker(tmp_path)
+    for step in (1, 2):
+        tracker.log(record(step))
+        tracker.log_validation(step, {"wiki": Figures(1.5, 100)}, seconds=0.5)
+    tracker.close()
+    make_tracker(tmp_path, start_step=1).close()
+    assert [(r["step"], "loss" in r) for r in read_metrics(tmp_path / "metrics.jsonl")] == [(1, True), (1, False)]
