@@ -78,6 +78,10 @@ class Feed:
     def is_text(self) -> bool:
         return hasattr(self.data, "iterate")
 
+    def warning(self, tokenizer) -> str | None:
+        """What a run should be told of the data before it starts; None where there is nothing."""
+        return self.data.missing_eos(tokenizer.eos_token_id) if hasattr(self.data, "missing_eos") else None
+
     def __str__(self) -> str:
         return f"source {self.name}" if self.name else "the dataset"
 

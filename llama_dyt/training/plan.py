@@ -107,6 +107,7 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
     # What follows reads files and may build the corpus, so it waits until the rest is known to be right.
     dataset, held_out, tokenizer = run.data.dataset, None, None
     validation: list[ValidationSet] = []
+    notes: list[str] = []
     if dataset is not None:
         corpus = build_sample_corpus(SAMPLE_FOLDER) if dataset == SAMPLE else None
         if corpus:
@@ -122,7 +123,10 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
             )
         if kind == "pretrain" and tokenizer is not None:
             fraction = run.validation.validation_fraction
-            found.attempt(lambda: open_feeds(dataset, tokenizer, shuffle=run.data.shuffle, held_out_fraction=fraction))
+            feeds = found.attempt(
+                lambda: open_feeds(dataset, tokenizer, shuffle=run.data.shuffle, held_out_fraction=fraction)
+            )
+            notes = [note for feed in feeds or [] if (note := feed.warning(tokenizer))]
     found.raise_if_any()  # without a tokenizer the vocabulary, and so the model, is not known
     model_config = found.attempt(lambda: _model_config(run, tokenizer, weights_folder))
     if model_config is not None and tokenizer is not None:
@@ -150,6 +154,7 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
         held_out=held_out,
         validation=validation,
         warnings=list(dict.fromkeys(str(w.message) for w in caught))
+        + notes
         + check.warnings(run, environment.world_size, device),
     )
 

@@ -1,5 +1,6 @@
-"""Prepared folders of known content, written by the shard writer itself, for tests of what reads them."""
+"""Prepared data of known content for tests of what reads them: shards by their own writer, Megatron's by the byte."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +40,17 @@ def write_shards(folder: Path, shards, *, vocab_size=1000, rank=0, world_size=1,
     manifest = Manifest(**{**values, **{k: v for k, v in changes.items() if k != "split"}})
     write_manifest(folder, manifest)
     return manifest
+
+
+def write_megatron(stem, documents, dtype="<u2", code=8):
+    """The layout of Megatron-LM's indexed_dataset.py, by the byte."""
+    sequences = [sequence for document in documents for sequence in document]
+    sizes = np.array([len(sequence) for sequence in sequences], "<i4")
+    pointers = np.concatenate(([0], np.cumsum(sizes[:-1], dtype="<i8"))) * np.dtype(dtype).itemsize
+    index = np.cumsum([0, *(len(document) for document in documents)])
+    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(sizes), len(index))
+    stem.with_suffix(".idx").write_bytes(
+        header + sizes.tobytes() + pointers.astype("<i8").tobytes() + index.astype("<i8").tobytes()
+    )
+    stem.with_suffix(".bin").write_bytes(np.concatenate([np.array(s, dtype) for s in sequences]).tobytes())
+    return stem

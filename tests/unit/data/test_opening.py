@@ -1,66 +1,122 @@
-"""What -d may mean beyond one dataset: mixtures are opened source by source, and their problems told together."""
-
-from fractions import Fraction
+"""What a dataset's name means: whatever the format, a run sees the same tokens; and what is validated on."""
 
 import pytest
-from corpora import Tokens, write_jsonl
+from corpora import write_jsonl
+from prepared import write_megatron
 
-from llama_dyt.data.loader import TokenBatches
-from llama_dyt.data.opening import check_data, is_countable, open_data, open_feeds
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.config.preparation import PrepareSettings
+from llama_dyt.config.validation import ValidationSettings
+from llama_dyt.data.loader import Order, TokenBatches, count_steps
+from llama_dyt.data.opening import check_data, is_countable, open_feeds, tokenizer_beside
+from llama_dyt.data.prepare import prepare
+from llama_dyt.data.tokenizer import encode_batch
+from llama_dyt.data.validation import ValidationSet, choose_sets
+from llama_dyt.errors import ConfigurationError, DataError
 
-
-@pytest.fixture
-def mixture(tmp_path):
-    for name in ("a", "b"):
-        write_jsonl(tmp_path / f"{name}.jsonl", [f"{name} {i}" for i in range(9)])
-    path = tmp_path / "mixture.yaml"
-    path.write_text(
-        "sources:\n  a: {path: a.jsonl, weight: 2, epochs: 2, shuffle: documents}\n  b: {path: ./b.jsonl}\n"
-    )
-    return path
+TEXTS = [f"def area_{number}(width):\n    return {number} * width" * (1 + number % 4) for number in range(60)]
+FRACTION = 0.3
 
 
-def test_a_mixtures_sources_are_opened_with_their_own_epochs_and_order(mixture, tokenizer):
-    a, b = open_feeds(str(mixture), tokenizer, num_epochs=7, shuffle="none", held_out_fraction=0.1)
-    assert (a.name, a.weight, a.num_epochs, a.shuffle) == ("a", Fraction(2), 2, "documents")
-    assert (b.name, b.weight, b.num_epochs, b.shuffle) == ("b", Fraction(1), None, "none")
-    assert a.held_out_fraction == b.held_out_fraction == 0.1
-    assert not a.is_array and len(list(a.data.iterate())) == 9
+@pytest.fixture(scope="module")
+def folders(tokenizer, tmp_path_factory):
+    """The same documents as text, as shards, as Arrow and as Megatron's files."""
+    root = tmp_path_factory.mktemp("formats")
+    write_jsonl(root / "text" / "a.jsonl", TEXTS)
+    tokenizer.save_pretrained(root / "tokenizer")
+    for kind, fraction in (("shards", 0.0), ("arrow", 0.0), ("split", FRACTION)):
+        settings = PrepareSettings(
+            dataset=str(root / "text"),
+            output_path=str(root / kind),
+            tokenizer=str(root / "tokenizer"),
+            format="arrow" if kind == "arrow" else "shards",
+            validation_fraction=fraction,
+            num_workers=1,
+        )
+        prepare(settings, show_progress=False)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ids = encode_batch(tokenizer, TEXTS)
+    (root / "megatron").mkdir()
+    write_megatron(root / "megatron" / "a_text_document", [[[bos, *row.tolist(), eos]] for row in ids])
+    (root / "no_eos").mkdir()
+    write_megatron(root / "no_eos" / "a_text_document", [[[bos, *row.tolist()]] for row in ids])
+    (root / "mixture.yaml").write_text("sources: {prepared: {path: split, epochs: 1}, text: {path: text, epochs: 1}}")
+    return root
 
 
-def test_a_mixture_is_trained_on_by_weight_from_its_file(mixture, tokenizer):
-    with TokenBatches(str(mixture), tokenizer, 8, 3) as batches:
-        steps = [next(batches) for _ in range(4)]
-    assert steps[3].sources["a/sequences"] == 8 and steps[3].sources["b/sequences"] == 4
-    assert steps[3].position["sequences"] == 12
+def rows_of(dataset, tokenizer, **options):
+    with TokenBatches(dataset, tokenizer, 32, 2, **options) as batches:
+        return [batch["input_ids"].tolist() for step in batches for batch in step.micro_batches]
 
 
-def test_problems_of_a_mixture_name_its_source(mixture, tmp_path):
-    assert check_data(str(mixture)) == []
-    (tmp_path / "b.jsonl").write_text("{broken\n")
-    (tmp_path / "a.jsonl").unlink()
-    first, second = check_data(str(mixture))
-    assert first.startswith(f"{mixture}: sources: a: ") and "no such file" in first
-    assert second.startswith(f"{mixture}: sources: b: ") and "not valid JSON" in second
-    assert check_data(str(mixture), num_epochs=2)[0].endswith("leave --num_epochs out")
-    assert check_data(str(tmp_path / "absent.yaml")) == [
-        f"{tmp_path / 'absent.yaml'}: no such file; give a mixture, or a dataset itself"
-    ]
+@pytest.mark.parametrize("kind", ["shards", "arrow", "megatron"])
+def test_prepared_data_give_the_tokens_of_the_text(folders, tokenizer, kind):
+    text, prepared = (rows_of(str(folders / name), tokenizer, num_epochs=2) for name in ("text", kind))
+    assert prepared == text
+    counts = [count_steps(str(folders / name), tokenizer, 32, 2, num_epochs=2) for name in ("text", kind)]
+    assert counts[0] == counts[1]
+    assert is_countable(str(folders / kind)) and check_data(str(folders / kind)) == []
 
 
-def test_only_what_ends_can_be_counted(mixture, tmp_path):
-    assert not is_countable(str(mixture))
-    mixture.write_text("sources: {a: {path: a.jsonl, epochs: 1}}")
-    assert is_countable(str(mixture)) and is_countable(str(tmp_path / "a.jsonl"))
-    assert not is_countable("owner/name")
+def test_the_held_out_split_is_what_streaming_holds_out(folders, tokenizer):
+    streamed = rows_of(str(folders / "text"), tokenizer, held_out_fraction=FRACTION)
+    assert rows_of(str(folders / "split"), tokenizer) == streamed
+    (prepared,) = choose_sets(str(folders / "split"), ValidationSettings(validation_freq=5))
+    (text,) = choose_sets(str(folders / "text"), ValidationSettings(validation_freq=5, validation_fraction=FRACTION))
+    prepared.check()
+    assert rows_of(prepared.open(), tokenizer) == rows_of(text.open(), tokenizer)
 
 
-def test_all_that_does_not_fit_is_told_together(tokenizer):
-    feeds = [*open_feeds(Tokens([[5] * 4]), tokenizer), *open_feeds(Tokens([[5] * 4]), tokenizer)]
-    assert len(open_feeds(feeds, tokenizer)) == 2
-    bad = [Tokens([[5]], tokenizer="x"), Tokens([[5]], vocab_size=1000)]
-    with pytest.raises(ConfigurationError) as caught:
-        open_feeds([type(feeds[0])(str(i), data) for i, data in enumerate(bad)], tokenizer)
-    assert len(caught.value.problems) == 2
-    assert open_data(bad[0]) is bad[0]
+def test_the_tokenizer_beside_prepared_data_is_found(folders):
+    for name in ("split", "mixture.yaml"):
+        assert tokenizer_beside(str(folders / name)) == str(folders / "split" / "tokenizer")
+    assert tokenizer_beside(str(folders / "text")) is None
+
+
+def test_every_source_of_a_mixture_is_validated_on_its_own(folders):
+    mixture = str(folders / "mixture.yaml")
+    assert choose_sets(mixture, ValidationSettings()) == []
+    with_split = ValidationSet("prepared", str(folders / "split"), split="validation")
+    assert choose_sets(mixture, ValidationSettings(validation_freq=1)) == [with_split]
+    of_both = choose_sets(mixture, ValidationSettings(validation_freq=1, validation_fraction=0.1))
+    assert of_both == [with_split, ValidationSet("text", str(folders / "text"), 0.1)]
+    named = choose_sets("elsewhere", ValidationSettings(validation_freq=1, validation_dataset=mixture))
+    assert named == [with_split, ValidationSet("text", str(folders / "text"))]
+
+
+def test_nothing_to_validate_on_is_an_error(folders):
+    for name in ("text", "shards"):
+        with pytest.raises(ConfigurationError, match="--validation_freq 5: nothing to validate on; give"):
+            choose_sets(str(folders / name), ValidationSettings(validation_freq=5))
+
+
+def test_a_share_of_prepared_data_cannot_be_held_out_any_more(folders, tokenizer):
+    with pytest.raises(ConfigurationError, match="--validation_fraction 0.1 .* give it to prepare_data.py"):
+        open_feeds(str(folders / "shards"), tokenizer, held_out_fraction=0.1)
+    open_feeds(str(folders / "mixture.yaml"), tokenizer, held_out_fraction=0.1)
+
+
+def test_documents_that_do_not_end_are_warned_about(folders, tokenizer):
+    warnings = {}
+    for name in ("megatron", "no_eos", "shards", "text"):
+        (feed,) = open_feeds(str(folders / name), tokenizer)
+        warnings[name] = feed.warning(tokenizer)
+    assert "do not end with EOS" in warnings.pop("no_eos")
+    assert set(warnings.values()) == {None}
+
+
+def test_streams_are_not_shuffled_by_sequences(folders, tokenizer):
+    for name in ("text", "arrow"):
+        with pytest.raises(ConfigurationError, match="is read as a stream, whose sequences cannot be shuffled"):
+            open_feeds(str(folders / name), tokenizer, shuffle="sequences")
+    shuffled = rows_of(str(folders / "arrow"), tokenizer, order=Order(1, "documents"))
+    assert shuffled == rows_of(str(folders / "text"), tokenizer, order=Order(1, "documents"))
+    assert shuffled != rows_of(str(folders / "text"), tokenizer)
+
+
+def test_a_folder_that_is_not_whole_is_told_before_a_run(folders, tmp_path):
+    (tmp_path / ".journal_00000_of_00001").mkdir()
+    (tmp_path / ".journal_00000_of_00001" / "settings.json").write_text("{}")
+    (problem,) = check_data(str(tmp_path))
+    assert "prepared in part" in problem
+    with pytest.raises(DataError, match="prepared in part"):
+        open_feeds(str(tmp_path), None)

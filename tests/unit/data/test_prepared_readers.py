@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prepared import write_shards
+from prepared import write_megatron, write_shards
 
 from llama_dyt.data.arrow import ArrowDocuments, is_arrow
 from llama_dyt.data.megatron import MegatronTokens
@@ -18,20 +18,6 @@ from llama_dyt.errors import DataError
 
 DOCUMENTS = [[[5, 6, 0]], [[7, 8], [9, 0]], [[1, 2, 3, 4, 0]]]
 """Documents of sequences of tokens, as Megatron has them; 0 is the end of a document."""
-
-
-def write_megatron(stem, documents, dtype="<u2", code=8):
-    """The layout of Megatron-LM's indexed_dataset.py, by the byte."""
-    sequences = [sequence for document in documents for sequence in document]
-    sizes = np.array([len(sequence) for sequence in sequences], "<i4")
-    pointers = np.concatenate(([0], np.cumsum(sizes[:-1], dtype="<i8"))) * np.dtype(dtype).itemsize
-    index = np.cumsum([0, *(len(document) for document in documents)])
-    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(sizes), len(index))
-    stem.with_suffix(".idx").write_bytes(
-        header + sizes.tobytes() + pointers.astype("<i8").tobytes() + index.astype("<i8").tobytes()
-    )
-    stem.with_suffix(".bin").write_bytes(np.concatenate([np.array(s, dtype) for s in sequences]).tobytes())
-    return stem
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("<u2", 8), ("<i4", 4), ("<i2", 3), ("<i8", 5), ("u1", 1)])
