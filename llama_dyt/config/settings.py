@@ -1,7 +1,7 @@
 """The settings of a run: one typed dataclass a concern, every field of which is a flag and a YAML key of its name.
 
-Its own file because it is the one place where a flag is declared and documented. Defaults and short forms are those
-of Colossal-AI's LLaMA programs wherever they have the flag.
+Its own file because it is the place where flags are declared and documented (those of validation: `validation.py`).
+Defaults and short forms are those of Colossal-AI's LLaMA programs wherever they have the flag.
 """
 
 from __future__ import annotations
