@@ -306,6 +306,11 @@ def test_bad_lines_found_by_workers_are_told_or_counted_as_without_them(tmp_path
             step.position for step in TokenBatches(str(path), tokenizer, 16, 2, skip_bad_lines=True)
         ]
     assert told[0] == told[1] and "line 9: is not valid JSON" in told[0]
+    twice = [step.position for step in TokenBatches(str(path), tokenizer, 16, 2, num_epochs=2, skip_bad_lines=True)]
+    assert twice[-1]["bad_lines"] == 6
+    for done in range(0, len(twice), 3):
+        rest = TokenBatches(str(path), tokenizer, 16, 2, num_epochs=2, skip_bad_lines=True, state=twice[done])
+        assert [step.position for step in rest] == twice[done + 1 :]
 
 
 def test_more_epochs_can_be_added_to_a_finished_run(tokenizer):
