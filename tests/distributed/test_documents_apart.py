@@ -26,13 +26,15 @@ CASES = [
     (Layout("gemini", 2), "bf16", BOTH),
     (hybrid(2, tp=2), "fp32", ATTENTION),
     (hybrid(2, pp=2), "fp32", BOTH),
+    (hybrid(2, sp=2), "fp32", BOTH),
+    (hybrid(2, tp=2, sp_mode="split_gather"), "fp32", POSITIONS),
+]
+OTHERS = [
     (hybrid(2, pp=2), "fp32", POSITIONS),
     (hybrid(2, pp=2, pp_style="interleaved"), "fp32", ATTENTION),
-    (hybrid(2, sp=2), "fp32", BOTH),
     (hybrid(2, sp=2), "fp32", POSITIONS),
     (hybrid(4, tp=2, pp=2, pp_style="zbv", sp_mode="split_gather"), "fp32", BOTH),
     (hybrid(4, pp=2, sp=2), "fp32", ATTENTION),
-    (hybrid(2, tp=2, sp_mode="split_gather"), "fp32", POSITIONS),
 ]
 
 
@@ -47,7 +49,11 @@ def worst_distance(results: list[OneStep], expected: OneStep) -> float:
     return max(reference.distances(gradients, expected.gradients).values())
 
 
-@pytest.mark.parametrize(("layout", "precision", "ways"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("layout", "precision", "ways"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.matrix) for case in OTHERS)],
+    ids=str,
+)
 def test_a_packed_step_equals_documents_one_by_one(pool, layout: Layout, precision: str, ways: Ways):
     accumulation = 2 if layout.pp > 1 or ways is BOTH else 1
     results = pool(layout.world_size).run(

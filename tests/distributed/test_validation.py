@@ -17,18 +17,18 @@ HALF = {"bf16": 3e-4, "fp16": 3e-5}
 
 LAYOUTS = [
     (Layout("zero2", 2), "fp32"),
-    (Layout("ddp", 2), "fp32"),
     (Layout("gemini", 2), "bf16"),
-    (Layout("gemini_auto", 2), "fp16"),
     (Layout("fsdp", 2), "fp32"),
-    (Layout("hsdp", 4, flags=(("shard_size", 2),)), "fp32"),
     (hybrid(2, tp=2), "fp32"),
     (hybrid(4, pp=2, zero=1), "bf16"),
-    (hybrid(2, pp=2, pp_style="interleaved"), "fp32"),
     (hybrid(4, pp=2, pp_style="zbv", sp=2), "fp32"),
-    (hybrid(2, tp=2, sp_mode="split_gather"), "fp32"),
 ]
 OTHERS = [
+    (Layout("ddp", 2), "fp32"),
+    (Layout("gemini_auto", 2), "fp16"),
+    (Layout("hsdp", 4, flags=(("shard_size", 2),)), "fp32"),
+    (hybrid(2, pp=2, pp_style="interleaved"), "fp32"),
+    (hybrid(2, tp=2, sp_mode="split_gather"), "fp32"),
     (Layout("zero1", 2), "bf16"),
     (Layout("zero2_cpu", 2), "fp16"),
     (Layout("gemini", 4, tp=2), "bf16"),
