@@ -10,7 +10,7 @@ from corpora import write_jsonl, write_parquet
 
 from llama_dyt.data import files
 from llama_dyt.data.opening import check_data
-from llama_dyt.data.sources import find_files, open_source
+from llama_dyt.data.sources import find_files, open_source, place_of
 from llama_dyt.errors import DataError
 
 TEXTS = [f"document {i} ünï 漢字 \n\t" + "x" * i for i in range(10)]
@@ -137,11 +137,16 @@ def test_a_position_in_a_later_frame_is_gone_on_from_without_reading_the_earlier
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(frames[0] + frames[1] + b"\0" * 700 + frames[2] + frames[3] + b"\0" * 70_000)
     monkeypatch.setattr(files, "_READ_PACKED_BYTES", 64)
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 60)
     source = open_source(str(path))
     walked = list(source.iterate())
     assert [values[0] for values, _ in walked] == [f"document {i}" for i in range(40)]
+    placed = list(source.line_blocks())
+    for number, (file, place, _) in enumerate(placed):
+        rest = b"".join(block for _, _, block in source.line_blocks(place_of(file, place, 0)))
+        assert rest == b"".join(block for _, _, block in placed[number:])
     path.write_bytes(b"x" * len(frames[0] + frames[1]) + path.read_bytes()[len(frames[0] + frames[1]) :])
-    for done in (24, 31, 39):
+    for done in range(20, 40):
         position = json.loads(json.dumps(walked[done][1]))
         assert list(source.iterate(position)) == walked[done + 1 :]
         blocks = b"".join(block for _, _, block in source.line_blocks(position))
