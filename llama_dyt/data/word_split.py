@@ -14,8 +14,8 @@ _WORD = f"{_MARK}*[^{_MARK}]+|{_MARK}+"
 
 
 def split_into_words(backend: Any) -> Any:
-    """A `tokenizers.Tokenizer` that gives the same ids, looking at a word at a time; `backend` itself where it cannot be
-    told that they would be the same."""
+    """A `tokenizers.Tokenizer` that gives the same ids, looking at a word at a time; `backend` itself where it cannot
+    be told that they would be the same."""
     from tokenizers import Regex, Tokenizer, pre_tokenizers
 
     parts = json.loads(backend.to_str())
