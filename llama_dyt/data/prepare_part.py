@@ -20,6 +20,7 @@ from llama_dyt.data.parts import FIELD, BadRecords, Part, read_part
 from llama_dyt.data.shard_writer import ShardWriter
 from llama_dyt.data.split import is_held_out
 from llama_dyt.data.tokenizer import encode_batch, load_tokenizer, tokenizer_fingerprint
+from llama_dyt.data.word_split import split_into_words
 from llama_dyt.errors import DataError
 
 # A batch ends at whichever comes first: enough for a tokenizer's threads, little enough memory.
@@ -83,6 +84,7 @@ def _load_encoder(job: Job) -> Any:
     if file.is_file():
         encoder = _Encoder(file)
         if tokenizer_fingerprint(encoder) == job.fingerprint:
+            encoder.backend_tokenizer = split_into_words(encoder.backend_tokenizer)
             return encoder
     encoder = load_tokenizer(job.tokenizer)
     if tokenizer_fingerprint(encoder) != job.fingerprint:
