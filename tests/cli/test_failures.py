@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from llama_dyt.training.tracking import read_metrics
+from tests.cli.conftest import NUM_STEPS
 from tests.cli.entries import Command, run_two_at_once
 
 
@@ -33,10 +35,10 @@ def test_a_wrong_command_line_is_answered_a_line_a_problem_by_every_entry(corpus
 
 @pytest.fixture(scope="module")
 def broken_corpus(corpus, tmp_path_factory) -> Path:
-    """The corpus with two lines in its midst that cannot be used: broken JSON, then an object without text."""
+    """The corpus with two lines after its first that cannot be used: broken JSON, then an object without text."""
     lines = corpus.train.read_text(encoding="utf-8").splitlines(keepends=True)
     path = tmp_path_factory.mktemp("broken") / "train.jsonl"
-    path.write_text("".join([*lines[:4], '{"text": "half\n', '{"txt": "misspelt"}\n', *lines[4:]]), encoding="utf-8")
+    path.write_text("".join([lines[0], '{"text": "half\n', '{"txt": "misspelt"}\n', *lines[1:]]), encoding="utf-8")
     return path
 
 
@@ -45,10 +47,11 @@ def test_a_broken_line_met_while_training_ends_every_rank(corpus, broken_corpus,
     outcome = Command("pretrain", flags, tmp_path, "torchrun", processes=2).run()
     assert outcome.status != 0
     (message,) = [line for line in outcome.stderr.splitlines() if "error: " in line]
-    assert message.startswith(f"error: {broken_corpus}, line 5: is not valid JSON")
+    assert message.startswith(f"error: {broken_corpus}, line 2: is not valid JSON")
     assert "--skip_bad_lines" in message
     assert 'pretrain.py", line' not in outcome.stderr, "a traceback of ours"
-    assert not list(tmp_path.iterdir()), "something was left behind"
+    assert 0 < len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < NUM_STEPS, "the first document has been learned"
+    assert not list((tmp_path / "run").glob("*step_*")), "something was left behind"
 
 
 def test_a_broken_line_met_while_counting_steps_ends_the_run(corpus, broken_corpus, tmp_path):
@@ -56,7 +59,7 @@ def test_a_broken_line_met_while_counting_steps_ends_the_run(corpus, broken_corp
     flags = corpus.pretrain_flags(dataset=broken_corpus, save_dir="run", max_steps=None)
     outcome = Command("pretrain", flags, tmp_path, "srun", processes=2).run()
     assert outcome.status == 2
-    assert f"error: {broken_corpus}, line 5: is not valid JSON" in outcome.stderr
+    assert f"error: {broken_corpus}, line 2: is not valid JSON" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert not list(tmp_path.iterdir()), "something was left behind"
 

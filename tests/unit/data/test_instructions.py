@@ -59,7 +59,7 @@ words = st.text("abc \n", max_size=12)
 pairs_strategy = st.lists(st.tuples(words, words), min_size=1, max_size=14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs_strategy, st.integers(1, 3), st.integers(1, 2), st.integers(1, 4), st.integers(1, 3), st.integers(2, 24))
 def test_each_epoch_has_each_example_once_with_loss_on_completion_and_eos_only(
     tokenizer, pairs, batch_size, accumulation, dp_size, num_epochs, max_length
@@ -92,7 +92,7 @@ def test_each_epoch_has_each_example_once_with_loss_on_completion_and_eos_only(
             assert rank.position == step[0].position
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 13), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.data())
 def test_resume_goes_on_with_the_next_example_for_any_number_of_ranks(
     tokenizer, count, batch_size, first, second, num_epochs, data

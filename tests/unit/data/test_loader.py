@@ -76,7 +76,7 @@ texts = st.lists(st.none() | st.text("ab \n", max_size=40), min_size=1, max_size
 layouts = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))  # batch size, accumulation, ranks
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts, layouts, st.integers(2, 17), st.integers(1, 3))
 def test_no_token_is_lost_or_doubled_and_all_ranks_end_together(tokenizer, texts, layout, max_length, num_epochs):
     if not any(texts):
@@ -104,7 +104,7 @@ def test_no_token_is_lost_or_doubled_and_all_ranks_end_together(tokenizer, texts
     assert (count.steps, count.tokens) == (len(steps[0]), len(stream))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts, layouts, layouts, st.integers(2, 17), st.integers(1, 3), st.data())
 def test_resume_goes_on_with_the_next_token_for_any_number_of_ranks(
     tokenizer, texts, first, second, max_length, num_epochs, data

@@ -23,14 +23,14 @@ def assert_within_one(dealt, weights, running):
             assert abs(counts[other] - weights[other] / total * turn) <= bound
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(weights, st.integers(1, 150))
 def test_every_source_is_within_one_of_its_share_at_every_prefix(weights, turns):
     schedule = Schedule(weights)
     assert_within_one([schedule.next() for _ in range(turns)], weights, range(len(weights)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(weights, st.data())
 def test_after_a_stop_the_others_keep_their_relative_weights(weights, data):
     schedule = Schedule(weights)
@@ -42,7 +42,7 @@ def test_after_a_stop_the_others_keep_their_relative_weights(weights, data):
         schedule.next()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weights, st.integers(0, 60), st.booleans())
 def test_a_schedule_made_from_a_state_goes_on(weights, turns, one_stops):
     schedule = Schedule(weights)

@@ -219,7 +219,7 @@ def build_feeds(made, folder):
     return feeds
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), layouts, layouts, st.integers(2, 9))
 def test_the_order_is_the_definitions_whoever_reads_it_and_wherever_it_is_resumed(
     tokenizer, shared_workers, tmp_path, data, first, second, length
@@ -265,7 +265,7 @@ def test_the_order_is_the_definitions_whoever_reads_it_and_wherever_it_is_resume
             assert counted == sum(corpus.epochs * raw.count(None) for corpus, raw in made)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.integers(1, 5), st.integers(2, 9), st.integers(2, 9))
 def test_epochs_can_be_added_and_unshuffled_sequences_made_longer(
     tokenizer, shared_workers, tmp_path, data, batch_size, length, other_length

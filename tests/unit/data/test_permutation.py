@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llama_dyt.data.permutation import Permutation
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 3000), st.integers(0, 2**32))
 def test_every_number_comes_once(n, seed):
     assert sorted(Permutation(n, seed)(np.arange(n)).tolist()) == list(range(n))

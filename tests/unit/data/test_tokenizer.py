@@ -22,7 +22,7 @@ from llama_dyt.errors import ConfigurationError, DataError
 CODE = "    if x:\n\treturn  [1,\r\n\n\n        2]   # ünï 漢字 😀\x00\x1f  \n"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(exclude_characters="\u2581", exclude_categories=["Cs"])))
 @example(CODE)
 @example("  leading and trailing  ")

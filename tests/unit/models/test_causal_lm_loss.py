@@ -22,7 +22,7 @@ def by_definition(logits, labels):
 
 
 @given(st.integers(1, 3), st.integers(2, 9), st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_loss_is_the_mean_over_label_tokens_of_the_next_token(batch, length, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(batch, length, 11, generator=generator)

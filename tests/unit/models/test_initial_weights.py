@@ -78,7 +78,7 @@ def test_building_leaves_torchs_generator_alone_when_given_a_seed():
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(1, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_slice_is_drawn_as_in_the_whole(start, length, block):
     name, shape, config = "model.layers.0.mlp.up_proj.weight", (10, 10), tiny_config()
     before, module.BLOCK_ELEMENTS = module.BLOCK_ELEMENTS, block

@@ -56,7 +56,7 @@ def test_gradients_of_dynamic_tanh_are_those_of_the_formula(bias):
 
 
 @given(st.floats(0.01, 10), st.floats(-1e4, 1e4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_dynamic_tanh_is_odd_and_bounded_by_its_weight(alpha, value):
     layer = DynamicTanh(1, alpha_init=alpha)
     y, mirrored = layer(torch.tensor([[value]])), layer(torch.tensor([[-value]]))
