@@ -6,8 +6,9 @@ Its own file because workers import it and nothing heavier: no model library, an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from llama_dyt.data.manifest import SPLITS
 from llama_dyt.data.parts import FIELD, BadRecords, Part, read_part
 from llama_dyt.data.shard_writer import ShardWriter
 from llama_dyt.data.split import is_held_out
+from llama_dyt.data.text_worker import make_encoder
 from llama_dyt.data.tokenizer import encode_batch, load_tokenizer, tokenizer_fingerprint
-from llama_dyt.data.word_split import split_into_words
 from llama_dyt.errors import DataError
 
 # A batch ends at whichever comes first: enough for a tokenizer's threads, little enough memory.
@@ -68,7 +69,7 @@ class PartTotal:
     truncated: bool
 
 
-class _Encoder:
+class _Saved:
     """A saved tokenizer without the library around it, which would take each worker seconds and memory to import."""
 
     is_fast = True
@@ -79,22 +80,21 @@ class _Encoder:
         self.backend_tokenizer = Tokenizer.from_file(str(file))
 
 
-def _load_encoder(job: Job) -> Any:
+def _load_encoder(job: Job) -> Callable[[Sequence[str]], list[np.ndarray]]:
     file = job.tokenizer / "tokenizer.json"
     if file.is_file():
-        encoder = _Encoder(file)
-        if tokenizer_fingerprint(encoder) == job.fingerprint:
-            encoder.backend_tokenizer = split_into_words(encoder.backend_tokenizer)
-            return encoder
-    encoder = load_tokenizer(job.tokenizer)
-    if tokenizer_fingerprint(encoder) != job.fingerprint:
+        saved = _Saved(file)
+        if tokenizer_fingerprint(saved) == job.fingerprint:
+            return make_encoder(saved.backend_tokenizer)
+    tokenizer = load_tokenizer(job.tokenizer)
+    if tokenizer_fingerprint(tokenizer) != job.fingerprint:
         raise DataError(f"{job.tokenizer}: the tokenizer has changed since the preparation began; prepare anew")
-    return encoder
+    return partial(encode_batch, tokenizer)
 
 
 def make_preparer(job: Job):
     """What handles (part, limit) in a worker: prepares the part up to `limit` tokens (None: all of it)."""
-    encoder = _load_encoder(job)
+    encode = _load_encoder(job)
     journal = Journal(job.output, job.journal)
     progress = np.memmap(job.progress, np.int64, "r+")
 
@@ -104,7 +104,7 @@ def make_preparer(job: Job):
         tokens = sum(entry.tokens for entry in entries)
         progress[part.number] = tokens
         if not entries or entries[-1].next is not None:
-            for entry in _stretches(job, encoder, part, entries, limit, progress):
+            for entry in _stretches(job, encode, part, entries, limit, progress):
                 journal.add(entry)
                 entries.append(entry)
         return PartTotal(sum(entry.tokens for entry in entries), entries[-1].truncated)
@@ -112,7 +112,7 @@ def make_preparer(job: Job):
     return handle
 
 
-def _stretches(job: Job, encoder, part: Part, done: list[Entry], limit: int | None, progress) -> Iterator[Entry]:
+def _stretches(job: Job, encode, part: Part, done: list[Entry], limit: int | None, progress) -> Iterator[Entry]:
     """What is left of a part, one entry a stretch, its shards written."""
     bad = BadRecords(job.skip_bad_lines)
     documents = _documents(job, part, done[-1].next if done else None, bad)
@@ -127,7 +127,7 @@ def _stretches(job: Job, encoder, part: Part, done: list[Entry], limit: int | No
                 _end_with_starter(job)
                 texts = [text for text, _ in batch if text]
                 place = batch[-1][1]
-                framed = [_frame(ids, job.bos, job.eos) for ids in encode_batch(encoder, texts)]
+                framed = [_frame(ids, job.bos, job.eos) for ids in encode(texts)]
                 if limit is not None:
                     allowed = _count_within([len(ids) for ids in framed], limit - total - tokens)
                     truncated = allowed < len(framed)
