@@ -128,9 +128,15 @@ def _source(name: str, entry: Any, folder: Path, where: str) -> tuple[MixtureSou
         read("weight", _weight, Fraction(1)),
         read("epochs", _epochs),
         read("shuffle", _shuffle),
-        read("validation", lambda value: _path(value, folder)),
+        read("validation", lambda value: _validation(value, folder)),
     )
     return source, problems
+
+
+def _validation(value: Any, folder: Path) -> str:
+    if isinstance(value, float):
+        raise ValueError(f"{value} is no path or name; --validation_fraction holds out a share of each source's text")
+    return _path(value, folder)
 
 
 def _path(value: Any, folder: Path) -> str:

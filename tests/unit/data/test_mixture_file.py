@@ -122,6 +122,7 @@ def test_all_problems_are_told_together_with_file_and_key(tmp_path):
         ("sources: {a: 1, a: 2}", "key 'a' stands twice"),
         ("sources: {a: {path: ''}}", "'' is no path"),
         ("sources: {a: {path: x/y/z, weight: yes}}", "True is no number"),
+        ("sources: {a: {path: x/y/z, validation: 0.1}}", "--validation_fraction holds out a share"),
     ],
 )
 def test_a_file_that_is_no_mixture_is_refused(tmp_path, text, message):
