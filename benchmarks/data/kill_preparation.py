@@ -104,8 +104,8 @@ def run_until_killed(settings: dict, wait_seconds: float) -> bool:
 def main() -> None:
     parser = arguments(
         __doc__,
-        kills=(25, "how many"),
-        megabytes=(20, "size of the corpus"),
+        kills=(50, "how many"),
+        megabytes=(60, "size of the corpus"),
         vocab_size=(4096, "pieces of the tokenizer"),
         seed=(int(time.time()), "of the random moments"),
     )
@@ -120,19 +120,21 @@ def main() -> None:
     expected, reference = documents_expected(corpus, tokenizer), checksums(whole)
     assert len(expected) == expected.total(), "the corpus has a document twice"
 
-    rows, kills, starts = [], 0, 0
+    rows, kills, starts, at_work = [], 0, 0, 0
     while kills < given.kills:
         shutil.rmtree(output, ignore_errors=True)
-        killed_here, ended = 0, False
+        killed_here, ended, before = 0, False, 0
         while not ended:
             starts += 1
             left = kills < given.kills
             ended = not run_until_killed(
-                flags(corpus, tokenizer, output, 2), draw.uniform(0, undisturbed_seconds / 2) if left else 10_000
+                flags(corpus, tokenizer, output, 2), draw.uniform(0, undisturbed_seconds) if left else 10_000
             )
             if not ended:
                 kills, killed_here = kills + 1, killed_here + 1
-                print(f"kill {kills}: {len(list(output.glob('.journal*/0*.json')))} shards were done", file=sys.stderr)
+                done = len(list(output.glob(".journal*/0*.json")))
+                at_work, before = at_work + (done > before), done
+                print(f"kill {kills}: {done} shards were done", file=sys.stderr)
         found = documents_in(output)
         rows.append(
             {
@@ -146,6 +148,7 @@ def main() -> None:
         print(rows[-1], file=sys.stderr)
     summary = {
         "kills": kills,
+        "kills after the first shards of a start": at_work,
         "starts": starts,
         "finished folders": len(rows),
         "documents in the corpus": expected.total(),
@@ -157,6 +160,8 @@ def main() -> None:
     write_report("kill-preparation", given.results, rows, summary)
     if any(row["lost"] or row["twice_or_foreign"] or row["files_that_differ"] for row in rows):
         raise SystemExit("something was lost, is there twice or differs")
+    if at_work < kills / 4:
+        raise SystemExit("most kills came before there was anything to lose: give a larger --megabytes")
 
 
 if __name__ == "__main__":
