@@ -1,13 +1,25 @@
 """Dynamic Tanh (DyT), the layer that stands where a LLaMA has RMSNorm.
 
 Its own file because `dynamic_tanh` is the one door to the computation: whatever computes it faster goes behind that
-function, and the layer, the models and their names stay as they are.
+function, and the layer, the models and their names stay as they are. A copy of this file lies in every saved model's
+folder and must work there alone: so the kernels are handed to it (`use_kernel`), it does not import them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+_suits: Callable[..., bool] | None = None
+_kernel: Callable[..., Tensor] | None = None
+
+
+def use_kernel(kernel: Callable[..., Tensor] | None, suits: Callable[..., bool] | None = None) -> None:
+    """Let `dynamic_tanh` call `kernel` wherever `suits`, given the same arguments, is true; None: the formula always."""
+    global _kernel, _suits
+    _kernel, _suits = kernel, suits
 
 
 def dynamic_tanh(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -23,6 +35,13 @@ def dynamic_tanh(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor | None =
         (..., hidden_size) in x's dtype. Everything between is computed in fp32 (fp64 for fp64 input), whatever the
         dtypes of x and of the parameters are: alpha * x rounded to bf16 would move a saturated tanh by whole steps.
     """
+    if _kernel is not None and _suits(x, alpha, weight, bias):
+        return _kernel(x, alpha, weight, bias)
+    return dynamic_tanh_formula(x, alpha, weight, bias)
+
+
+def dynamic_tanh_formula(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`dynamic_tanh` by PyTorch's own operations, differentiable any number of times: what every kernel is held to."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = weight.to(dtype) * torch.tanh(alpha.to(dtype) * x.to(dtype))
     if bias is not None:
