@@ -45,18 +45,17 @@ def backend_of(x: Tensor):
 
 
 @torch.library.custom_op("llama_dyt::dynamic_tanh", mutates_args=())
-def dynamic_tanh_op(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def forward_op(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`dynamic_tanh` of what `suits`, contiguous whatever x is."""
     backend = backend_of(x)
     if backend is not None:
         return backend.forward(x, alpha, weight, bias)
     y = weight.float() * torch.tanh(alpha.float() * x.float())
-    return (y if bias is None else y + bias.float()).to(x.dtype, memory_format=torch.contiguous_format)
+    return (y if bias is None else y + bias.float()).to(x.dtype).contiguous()
 
 
 @torch.library.custom_op("llama_dyt::dynamic_tanh_backward", mutates_args=())
-def dynamic_tanh_backward_op(
-    grad: Tensor, x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor | None
-) -> list[Tensor]:
+def backward_op(grad: Tensor, x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
     """Gradients of x, alpha, weight and, if there is one, bias, each in its own dtype and shape."""
     backend = backend_of(x)
     with_bias = bias is not None
@@ -70,7 +69,8 @@ def dynamic_tanh_backward_op(
 
 def backward_formula(grad: Tensor, x: Tensor, alpha: Tensor, weight: Tensor, with_bias: bool) -> list[Tensor]:
     """The gradients by PyTorch's own operations, where no kernel runs; of the parameters in fp32."""
-    wide, wide_grad = x.float().reshape(-1, x.shape[-1]), grad.float().reshape(-1, x.shape[-1])
+    rows = (x.numel() // max(x.shape[-1], 1), x.shape[-1])
+    wide, wide_grad = x.float().reshape(rows), grad.float().reshape(rows)
     t = torch.tanh(alpha.float() * wide)
     slope = wide_grad * weight.float() * (1 - t * t)
     x_grad = (slope * alpha.float()).to(x.dtype).reshape(x.shape).contiguous()
@@ -78,12 +78,12 @@ def backward_formula(grad: Tensor, x: Tensor, alpha: Tensor, weight: Tensor, wit
     return [x_grad, *sums, *([wide_grad.sum(0)] if with_bias else [])]
 
 
-@dynamic_tanh_op.register_fake
+@forward_op.register_fake
 def _(x, alpha, weight, bias):
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-@dynamic_tanh_backward_op.register_fake
+@backward_op.register_fake
 def _(grad, x, alpha, weight, bias):
     tensors = [x, alpha, weight, *([] if bias is None else [bias])]
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
@@ -95,8 +95,8 @@ def _keep(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, grad):
     x, alpha, weight, bias = ctx.saved_tensors
-    grads = dynamic_tanh_backward_op(grad, x, alpha, weight, bias)
+    grads = backward_op(grad, x, alpha, weight, bias)
     return (*grads, None)[:4]
 
 
-dynamic_tanh_op.register_autograd(_differentiate, setup_context=_keep)
+forward_op.register_autograd(_differentiate, setup_context=_keep)
