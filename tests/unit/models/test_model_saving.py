@@ -46,6 +46,7 @@ def test_config_json_says_what_the_model_started_from(tmp_path):
 def test_exported_files_import_nothing_of_the_package():
     sources = modeling_sources()
     assert {"modeling_llama_dyt.py", "configuration_llama_dyt.py", "dynamic_tanh.py", "rope.py"} <= set(sources)
+    assert not [name for name in sources if name.startswith("dynamic_tanh_")], "kernels stay with the package"
     for name, text in sources.items():
         compile(text, name, "exec")
         assert "import llama_dyt" not in text and "from llama_dyt" not in text, name
@@ -63,14 +64,15 @@ for norm in ("dyt", "rmsnorm"):
     out = model(saved["ids"], labels=saved["ids"])
     assert type(model).__module__.startswith("transformers_modules"), type(model)
     assert model.config.norm_type == norm and model.dtype == torch.float32
-    assert torch.equal(out.logits, saved["logits"]), (out.logits - saved["logits"]).abs().max()
-    assert torch.equal(out.loss, saved["loss"])
+    # The copy has DyT's formula and no kernel of this package: the last bits may differ.
+    torch.testing.assert_close(out.logits, saved["logits"], rtol=0, atol=0 if norm == "rmsnorm" else 1e-6)
+    torch.testing.assert_close(out.loss, saved["loss"], rtol=1e-6, atol=0)
 
 prompt = saved["ids"][:, :4]
 assert model.generate(prompt, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0).shape == (2, 9)
 model.save_pretrained("again")  # a copy of the copy
 again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True).eval()
-assert torch.equal(again(saved["ids"]).logits, saved["logits"])
+assert torch.equal(again(saved["ids"]).logits, out.logits)
 """
 
 

@@ -20,7 +20,6 @@ from dynamic_tanh_checks import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
 
 from llama_dyt.norms import DynamicTanh, dynamic_tanh, dynamic_tanh_cpu, dynamic_tanh_formula, dynamic_tanh_op, native
 from llama_dyt.norms.dynamic_tanh_op import backend_of, backward_op, forward_op, suits
@@ -174,7 +173,7 @@ def test_torch_compile_sees_one_graph_with_the_operator_in_it(dtype):
 
     def backend(graph, inputs):
         graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
-        return aot_module_simplified(graph, inputs, fw_compiler=make_boxed_func, bw_compiler=make_boxed_func)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     layer = DynamicTanh(48, alpha_init=0.6, bias=True)
     compiled = torch.compile(lambda x, add: layer(x + add) * 2, backend=backend, fullgraph=True)
