@@ -50,10 +50,11 @@ INLINE uint32_t to_half(float value) { /* to nearest, ties to even */
     return half | sign;
 }
 
-INLINE uint32_t to_bfloat(float value) { /* to nearest, ties to even */
+/* To nearest, ties to even. A nan stays one unless the rounding carries through all of its upper bits: those of bf16
+ * inputs and of arithmetic have none to carry, and dynamic_tanh_cpu.py sees to those of the parameters. */
+INLINE uint32_t to_bfloat(float value) {
     uint32_t bits = as_bits(value);
-    uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return nearest | (value == value ? 0 : 0xffff);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
 INLINE float load(int type, const void *from, int64_t i) {

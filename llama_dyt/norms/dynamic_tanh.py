@@ -17,7 +17,7 @@ _kernel: Callable[..., Tensor] | None = None
 
 
 def use_kernel(kernel: Callable[..., Tensor] | None, suits: Callable[..., bool] | None = None) -> None:
-    """Let `dynamic_tanh` call `kernel` wherever `suits`, given the same arguments, is true; None: the formula always."""
+    """Let `dynamic_tanh` call `kernel` wherever `suits`, given the same arguments, is true; None: the formula."""
     global _kernel, _suits
     _kernel, _suits = kernel, suits
 

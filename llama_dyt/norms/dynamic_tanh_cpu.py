@@ -49,7 +49,7 @@ def forward(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     x = x.contiguous()
     y = torch.empty_like(x)
     if x.numel():
-        alpha, weight, bias = alpha.float(), _plain(weight), _plain(bias)
+        alpha, weight, bias = _plain(alpha, x), _plain(weight, x), None if bias is None else _plain(bias, x)
         library().forward(*_sizes(x), *map(_address, (x, alpha, weight, bias, y)))
     return y
 
@@ -63,7 +63,7 @@ def backward(grad: Tensor, x: Tensor, alpha: Tensor, weight: Tensor, with_bias: 
     if x.numel():
         parts = torch.empty((1 + with_bias) * blocks * columns)
         alpha_parts = torch.empty(blocks, dtype=torch.float64)
-        alpha, weight = alpha.float(), _plain(weight)
+        alpha, weight = _plain(alpha, x), _plain(weight, x)
         tensors = [grad, x, alpha, weight, parts, alpha_parts, x_grad, *sums, None][:10]
         library().backward(*_sizes(x), *map(_address, tensors))
     return [x_grad, *sums]
@@ -77,8 +77,12 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
     return TYPES[x.dtype], threads, rows, columns
 
 
-def _plain(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.float().contiguous()
+def _plain(parameter: Tensor, x: Tensor) -> Tensor:
+    """Contiguous and in fp32; for bf16, every nan in it the usual one, whose bits the C file can round."""
+    parameter = parameter.float().contiguous()
+    if x.dtype == torch.bfloat16:
+        parameter = torch.nan_to_num(parameter, nan=torch.nan, posinf=torch.inf, neginf=-torch.inf)
+    return parameter
 
 
 def _address(tensor: Tensor | None) -> int | None:

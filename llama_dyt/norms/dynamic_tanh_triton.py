@@ -1,7 +1,7 @@
 """Dynamic Tanh on a GPU: Triton kernels, forward and backward, each one pass over memory.
 
-Its own file because Triton is imported with it, only when a tensor on a GPU comes. Every program walks down many rows of
-one block of columns: the weight is read once, and what the rows add to the gradients of weight, bias and alpha stays
+Its own file because Triton is imported with it, only when a tensor on a GPU comes. Every program walks down many rows
+of one block of columns: the weight is read once, and what the rows add to the gradients of weight, bias and alpha stays
 in registers in fp32 until the walk ends. Then it is written, one row of sums a program, and a second small kernel adds
 these in a fixed order: no atomics, so the same result every time. Under TRITON_INTERPRET=1 all of it runs on a CPU.
 """
@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 4096
-"""Elements a program holds at a time: enough bytes under way to fill the memory's pipe, few enough for the registers."""
+"""Elements a program holds at a time: enough bytes under way to keep the memory busy, few enough for the registers."""
 WIDEST = 1024
 """Columns of a tile; a wider row is walked by several programs."""
 PROGRAMS_A_PROCESSOR = {"forward": 8, "backward": 4}

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 COMPILERS = ("cc", "gcc", "clang")
-# No thread jumps: gcc otherwise turns two clamps in a row into twice the comparisons. Errors and traps of floating point
-# are nobody's concern here and would keep loops from being vectorised; nan, inf and signed zeros keep their meaning.
+# No thread jumps: gcc otherwise turns two clamps in a row into twice the comparisons. Errno and traps are nobody's
+# concern here and would keep loops from being vectorised; nan, inf and signed zeros keep their meaning.
 FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp-simd")
 FLAGS += ("-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps")
 LIMIT_SECONDS = 120

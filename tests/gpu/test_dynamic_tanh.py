@@ -1,4 +1,4 @@
-"""Dynamic Tanh's Triton kernels on the GPU itself: what the interpreter was asked, sizes it is too slow for, compiling."""
+"""Dynamic Tanh's Triton kernels on the GPU: what the interpreter was asked, sizes it is too slow for, compiling."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "norms"))
-from dynamic_tanh_checks import (  # noqa: E402
+from dynamic_tanh_checks import (
     DTYPES,
     SHAPES,
     check_against_double,
@@ -18,8 +18,8 @@ from dynamic_tanh_checks import (  # noqa: E402
     outcome,
 )
 
-from llama_dyt.norms import DynamicTanh, dynamic_tanh, dynamic_tanh_formula  # noqa: E402
-from llama_dyt.norms.dynamic_tanh_op import backend_of, forward_op, suits  # noqa: E402
+from llama_dyt.norms import DynamicTanh, dynamic_tanh, dynamic_tanh_formula
+from llama_dyt.norms.dynamic_tanh_op import backend_of, forward_op, suits
 
 pytestmark = [
     pytest.mark.gpu,

@@ -62,7 +62,7 @@ def check_against_double(x, alpha, weight, bias, grad, ulps=0.5) -> None:
 
 
 def check_hard_numbers(dtype, device="cpu") -> None:
-    """Zeros keep their sign, flat ends are exactly flat, nan stays nan in its own place and reaches every sum it is in."""
+    """Zeros keep their sign, flat ends are exactly flat, nan stays in its place and reaches every sum it is in."""
     values = [0.0, -0.0, 60.0, -60.0, torch.inf, -torch.inf, torch.finfo(dtype).max, -torch.finfo(dtype).max]
     values += [torch.finfo(dtype).smallest_normal, 1e-3]
     x = torch.tensor([values, values], dtype=dtype, device=device)
@@ -98,7 +98,13 @@ def check_strides(dtype, device="cpu") -> None:
     """Views of any stride, for x and for the gradient, give what their contiguous copies give, to the last bit."""
     x, alpha, weight, _, grad = example((24, 96), dtype, device=device)
     column = torch.randn(96, 24, device=device).to(dtype).t()
-    for view in (column, x[::3], torch.cat([x, x], 1)[:, 96:], x.reshape(2, 3, 4, 96).transpose(0, 2), x[:1].expand(9, 96)):
+    for view in (
+        column,
+        x[::3],
+        torch.cat([x, x], 1)[:, 96:],
+        x.reshape(2, 3, 4, 96).transpose(0, 2),
+        x[:1].expand(9, 96),
+    ):
         upstream = grad[:1].expand(view.shape)
         plain = outcome(dynamic_tanh, view.contiguous(), alpha, weight, None, upstream.contiguous())
         for a, b in zip(outcome(dynamic_tanh, view, alpha, weight, None, upstream), plain, strict=True):

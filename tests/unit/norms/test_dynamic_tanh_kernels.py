@@ -61,9 +61,7 @@ def test_results_are_those_of_double_precision(both, shape, dtype):
 )
 @settings(max_examples=150)
 def test_results_are_those_of_double_precision_whatever_the_input(shape, dtype, parameters, bias, spread, step, seed):
-    made = example(
-        (*shape[:-1], shape[-1] * step), dtype, parameters=parameters, bias=bias, spread=spread, seed=seed
-    )
+    made = example((*shape[:-1], shape[-1] * step), dtype, parameters=parameters, bias=bias, spread=spread, seed=seed)
     check_against_double(*(None if t is None else t if t.numel() == 1 else t[..., ::step] for t in made))
 
 
@@ -94,6 +92,20 @@ def test_every_number_of_a_half_precision_is_read_and_rounded_as_pytorch_does(dt
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hard_numbers(both, dtype):
     check_hard_numbers(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nans_of_any_bits_stay_nans(dtype):
+    nans = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000], dtype=torch.int32).view(torch.float32)
+    x = torch.cat([nans.to(dtype), torch.ones(4, dtype=dtype)]).view(2, 4)
+    if dtype != torch.float32:
+        x[0] = torch.tensor([0x7FFF, -1, 0x7FFF, -1], dtype=torch.int16).view(dtype)
+    assert dynamic_tanh(x, torch.ones(1), torch.ones(4))[0].isnan().all()
+    for alpha, weight, bias in ((nans[:1], torch.ones(4), None), (nans[1:2], torch.ones(4), None)):
+        assert dynamic_tanh(x, alpha, weight, bias).isnan().all()
+    assert dynamic_tanh(x, torch.ones(1), nans, None).isnan().all()
+    y, x_grad, *_ = outcome(dynamic_tanh, x, torch.ones(1), torch.ones(4), nans, nans.to(dtype).expand(2, 4))
+    assert y.isnan().all() and x_grad.isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
