@@ -34,7 +34,7 @@ LEAST_SECONDS_ON_A_GPU = 2e-3
 
 
 def make_sides(columns: int, device: str, kind: Any) -> dict[str, Any]:
-    """Name → module over `columns` with parameters of dtype `kind`, as mixed precision has them. DyT's begin with DyT."""
+    """Name → module over `columns` with parameters of dtype `kind`, as mixed precision has them."""
     import torch
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -145,8 +145,14 @@ class Clock:
         return begin.elapsed_time(end) / 1000 / self.repeats[key]
 
 
-def measure(shape: str, dtype: str, device: str, rounds: int, residual: bool) -> list[dict[str, Any]]:
-    """Every side's times over one shape in one precision, and a copy's: a row a round, a side and a kind of pass."""
+def measure(
+    shape: str, dtype: str, device: str, rounds: int, residual: bool, only: list[str] | None
+) -> list[dict[str, Any]]:
+    """Every side's times over one shape in one precision, and a copy's: a row a round, a side and a kind of pass.
+
+    Args:
+        only: the names of the sides to measure; None for all.
+    """
     import torch
 
     rows, columns = map(int, shape.split("x"))
@@ -157,6 +163,7 @@ def measure(shape: str, dtype: str, device: str, rounds: int, residual: bool) ->
     grads = [torch.randn(rows, columns, device=device).to(kind) for _ in range(1 + residual)]
     target = torch.empty_like(inputs[0])
     sides = make_sides(columns, device, kind)
+    sides = {name: side for name, side in sides.items() if only is None or name in only}
     calls = {name: as_called(name, side, residual) for name, side in sides.items()}
     for name, call in calls.items():
         check_numbers(name, call, sides[name], inputs, grads, dtype)
@@ -217,8 +224,11 @@ def main() -> None:
     )
     parser.add_argument("--shapes", nargs="+", help=f"ROWSxCOLUMNS; default on a CPU: {' '.join(SHAPES['cpu'])}")
     parser.add_argument("--dtypes", nargs="+", choices=list(TOLERANCE), default=DTYPES, help="default: fp32 bf16")
+    parser.add_argument("--sides", nargs="+", metavar="NAME", help='of the table, "DyT ours" among them; default: all')
     parser.add_argument("--residual", action="store_true", help="time x + r and the norm of it, as a decoder has them")
     chosen = parser.parse_args()
+    if chosen.sides and "DyT ours" not in chosen.sides:
+        parser.error('--sides: ratios are of "DyT ours", so it has to be among them')
     if any(os.environ.get(name) is None for name in KEEP_LARGE_BUFFERS):  # glibc reads them when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], {**KEEP_LARGE_BUFFERS, **os.environ})
 
@@ -231,7 +241,7 @@ def main() -> None:
     rows, summary = [], {}
     for shape in chosen.shapes or SHAPES[device]:
         for dtype in chosen.dtypes:
-            found = measure(shape, dtype, device, chosen.rounds, chosen.residual)
+            found = measure(shape, dtype, device, chosen.rounds, chosen.residual, chosen.sides)
             summary.update(summarise(found, floors))
             rows += found
     print()

@@ -1,7 +1,7 @@
 """The rational function that the DyT kernels use for tanh: `python scripts/fit_tanh.py` prints its coefficients.
 
-tanh(u) = u * P(u^2) / Q(u^2) with P and Q of degree 4, on [0, 8], its largest relative error as small as can be: Remez's
-exchange, in 60 digits. Beyond 8 the quotient goes on to grow past one, so that a clamp ends it.
+tanh(u) = u * P(u^2) / Q(u^2) with P and Q of degree 4, on [0, 8], its largest relative error as small as can be: by
+Remez's exchange, in 60 digits. Beyond 8 the quotient goes on to grow past one, so that a clamp ends it.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ def suits(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor | None) -> bool
     devices = {t.device for t in (x, alpha, weight, bias) if t is not None}
     if len(devices) > 1 or x.device.type not in ("cpu", "cuda"):
         return False
-    # Within torch.compile the operator is a wall. On a GPU inductor is given the formula, which it fuses with the residual
-    # addition before it and the casts around it; `benchmarks/norms.py --residual` measures both ways. On a CPU it would
-    # walk over the data once for every gradient, and the operator wins.
+    # Within torch.compile the operator is a wall. On a GPU inductor is given the formula, which it fuses with the
+    # residual addition before it and the casts around it; `benchmarks/norms.py --residual` measures both ways. On a
+    # CPU it would walk over the data once for every gradient, and the operator wins.
     return not (torch.compiler.is_compiling() and x.device.type == "cuda")
 
 
