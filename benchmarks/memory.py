@@ -7,29 +7,22 @@ process. Results go to a dated JSON file in benchmarks/results/.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import shlex
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+from common import MEGABYTE, RESULTS, write_report
 
-from llama_dyt.config.capabilities import canonical_plugin, capability  # noqa: E402
+from llama_dyt.config.capabilities import canonical_plugin, capability
 
-RESULTS = REPOSITORY / "benchmarks" / "results"
 PLUGINS = ("ddp", "zero1", "zero2", "gemini", "fsdp")
 STEPS = 2
 """Adam's moments are there after the first; the second one's backward meets all a run holds."""
 PACKAGES = ("torch", "transformers", "colossalai")
-MEGABYTE = 2**20
 
 
 def measure(file: str, flags: list[str]) -> None:
@@ -159,18 +152,7 @@ def main() -> None:
             rows.append(run_one(plugin, processes, precision, [*flags, *arguments.flags]))
             print(f"{plugin} on {processes}: peak {rows[-1]['peak_mb']:,.0f} MB a rank", file=sys.stderr)
     print(table(rows))
-    now = datetime.datetime.now(datetime.UTC)
-    report = {
-        "date": now.isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "machine": f"{os.cpu_count()} {platform.machine()} cores",
-        "rows": rows,
-    }
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    file = arguments.results / f"{now:%Y-%m-%d}-memory-{arguments.config}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{file}")
+    write_report(f"memory-{arguments.config}", arguments.results, rows, {}, PACKAGES)
 
 
 if __name__ == "__main__":
