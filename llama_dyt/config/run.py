@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from llama_dyt.config.benchmark import BenchmarkSettings
 from llama_dyt.config.options import KINDS, Kind, Option, options_of
 from llama_dyt.config.settings import (
-    BenchmarkSettings,
     BoosterSettings,
     DataSettings,
     ModelSettings,
@@ -35,6 +35,8 @@ PATHS = (
     "load",
     "tensorboard_dir",
     "config_file",
+    "json",
+    "profile",
 )
 """The flags that name, or may name, a file or folder."""
 
