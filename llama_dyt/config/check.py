@@ -14,6 +14,7 @@ from pathlib import Path
 from llama_dyt.config.benchmark import benchmark_problems
 from llama_dyt.config.capabilities import Capability, capability, plugins_able, zero_stage
 from llama_dyt.config.layout import pipeline_problems, sequence_problems
+from llama_dyt.config.precision import precision_problems
 from llama_dyt.config.run import RunConfig, all_options
 from llama_dyt.config.sizes import Size, read_size
 from llama_dyt.config.validation import validation_problems
@@ -58,6 +59,7 @@ def collect_problems(run: RunConfig, world_size: int | None = None, device: str 
     problems += validation_problems(run)
     problems += _length_problems(run)
     problems += benchmark_problems(run)
+    problems += precision_problems(run, device)
     problems += _path_problems(run)
     return problems
 

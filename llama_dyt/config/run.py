@@ -13,6 +13,7 @@ from typing import Any
 
 from llama_dyt.config.benchmark import BenchmarkSettings
 from llama_dyt.config.options import KINDS, Kind, Option, options_of
+from llama_dyt.config.precision import PrecisionSettings
 from llama_dyt.config.settings import (
     BoosterSettings,
     DataSettings,
@@ -53,6 +54,7 @@ class RunConfig:
     validation: ValidationSettings = ValidationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     booster: BoosterSettings = BoosterSettings()
+    precision: PrecisionSettings = PrecisionSettings()
     run: RunSettings = RunSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 
