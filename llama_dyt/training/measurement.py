@@ -105,10 +105,14 @@ class Measurement:
         }
 
 
-def measure(plan: Plan) -> Measurement:
-    """Train --num_steps steps on synthetic data and time each, then profile where asked. All ranks call it."""
+def measure(plan: Plan, session: Session | None = None) -> Measurement:
+    """Train --num_steps steps on synthetic data and time each, then profile where asked. All ranks call it.
+
+    Args:
+        session: of the plan, where the caller needs it afterwards; None makes one.
+    """
     run, settings = plan.run, plan.run.benchmark
-    session = Session(plan)
+    session = session or Session(plan)
     trainer = session.make_trainer(settings.num_steps)
     say(plan, f"benchmark: {session.description}")
     extra = PROFILED_STEPS if settings.profile is not None else 0
