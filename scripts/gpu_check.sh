@@ -88,11 +88,12 @@ step() { # NAME FLAGS…: a breakdown of one kind of step
   part "$name" "${STEP_SECONDS:-90}" python benchmarks/breakdown.py --results "$results" --name "$name" -- "${model[@]}" "$@"
 }
 
-benchmark_file() { # NAME: a benchmark that measures by itself
-  [ -f "benchmarks/$1.py" ] || return 0
-  local flags=()
-  if [ -n "$rehearse" ] && python "benchmarks/$1.py" --help | grep -q -e --rehearse; then flags=(--rehearse); fi
-  part "$1" 60 python "benchmarks/$1.py" --results "$results" "${flags[@]}"
+benchmark_file() { # NAME FLAGS-OF-A-REHEARSAL…: a benchmark that measures by itself
+  local name="$1"
+  shift
+  [ -f "benchmarks/$name.py" ] || return 0
+  [ -n "$rehearse" ] || set --
+  part "$name" 60 python "benchmarks/$name.py" --results "$results" "$@"
 }
 
 compiled=() eager=()
@@ -104,8 +105,8 @@ part tests 150 python -m pytest -m gpu -q -rs "${workers[@]}" tests/gpu
 step dyt-bf16 "${compiled[@]}" --norm dyt
 step rmsnorm-bf16 "${compiled[@]}" --norm rmsnorm
 step dyt-fp8 "${compiled[@]}" --norm dyt "${eight[@]}"
-benchmark_file norms
-benchmark_file loss
+benchmark_file norms --shapes 64x64 --dtypes fp32 --rounds 2
+benchmark_file loss --tokens 64 --hidden 32 --vocabulary 512 --repeat 2
 if [ "${#eager[@]}" -gt 0 ]; then step dyt-bf16-eager "${eager[@]}" --norm dyt; fi
 if [ -n "$rehearse" ]; then
   part steps 120 python benchmarks/steps.py --results "$results" --peers bare rmsnorm --pairs 1 --warmup 1 \
