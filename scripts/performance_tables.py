@@ -47,7 +47,8 @@ def shown(value: Any) -> str:
 def table(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     lines = [f"### {report['benchmark']}", "", f"`{report['command']}`", ""]
-    lines += [f"{report['date'][:10]}, {report['machine']}; {versions}; every measurement: `{report['file']}`.", ""]
+    load = f", load {report['load_average'][0]:.1f} at the end" if "load_average" in report else ""
+    lines += [f"{report['date'][:10]}, {report['machine']}{load}; {versions}; all rows: `{report['file']}`.", ""]
     lines += ["| figure | value |", "| --- | --- |"]
     lines += [f"| {key} | {shown(value)} |" for key, value in report["summary"].items()]
     return "\n".join(lines)
