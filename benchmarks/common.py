@@ -7,17 +7,14 @@ performance_tables.py can read them all.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import random
 import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
+from llama_dyt.training.provenance import PACKAGES, provenance, write_json_aside  # noqa: E402
+
 RESULTS = REPOSITORY / "benchmarks" / "results"
 WORK = REPOSITORY / "data" / "benchmarks"
-PACKAGES = ("torch", "transformers", "colossalai", "triton", "liger-kernel", "flash-attn", "torchao", "accelerate")
 MEGABYTE = 2**20
-ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
-"""Variables that change what memory costs; a report says what they were."""
 KEEP_LARGE_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """As scripts/common.sh sets them for runs on a CPU."""
 
@@ -91,37 +87,6 @@ def say_ratio(name: str, ratio: dict[str, Any]) -> str:
     return f"{name}: {ratio['median']:.3f} (95% interval {low:.3f} to {high:.3f}, {ratio['pairs']} pairs)"
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Python's version and those of the packages that are there."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> str:
-    """The processor and, where torch was loaded and shows one, the GPU."""
-    name = platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch = sys.modules.get("torch")
-    gpu = f", {torch.cuda.get_device_name()}" if torch is not None and torch.cuda.is_available() else ""
-    return f"{cores} cores of {name}{gpu}"
-
-
-def write_aside(file: Path, report: dict[str, Any]) -> None:
-    """Write JSON under another name, then rename: a reader never meets half a report."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, file)
-
-
 def write_report(
     name: str,
     results: Path,
@@ -137,23 +102,19 @@ def write_report(
         summary: what they come to; numbers and words are printed a line each.
         more: what else the report holds, such as settings.
     """
-    now = datetime.datetime.now(datetime.UTC)
     script = Path(sys.argv[0]).resolve()
     script = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else script.name
+    head = provenance(packages)
     report = {
         "benchmark": name,
-        "date": now.isoformat(timespec="seconds"),
         "command": shlex.join(["python", str(script), *sys.argv[1:]]),
-        "versions": versions(packages),
-        "machine": machine(),
-        "allocator": {variable: os.environ[variable] for variable in ALLOCATOR if variable in os.environ},
-        "load_average": os.getloadavg(),
+        **head,
         **more,
         "summary": summary,
         "rows": rows,
     }
-    file = results / f"{now:%Y-%m-%d}-{name}.json"
-    write_aside(file, report)
+    file = results / f"{head['date'][:10]}-{name}.json"
+    write_json_aside(file, report)
     for key, value in summary.items():
         if isinstance(value, dict) and "interval" in value:
             print(say_ratio(key, value))

@@ -67,6 +67,7 @@ def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int, cpu_of
         max_norm=max_norm(run),
         custom_policy=DecoderPolicy(family, WORKING_DTYPES[settings.mixed_precision]),
         overlap_p2p=False,  # interleaved stages over gloo hang with it
+        gradient_as_bucket_view=True,  # else DistributedDataParallel copies every gradient back out of its buckets
     )
 
 

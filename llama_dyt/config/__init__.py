@@ -3,6 +3,7 @@
 Imports nothing but the standard library (YAML where a file is read), so that `--help` and errors come at once.
 """
 
+from llama_dyt.config.benchmark import BenchmarkSettings
 from llama_dyt.config.capabilities import CAPABILITIES, Capability, capability, zero_stage
 from llama_dyt.config.options import KINDS, Kind
 from llama_dyt.config.run import RunConfig
@@ -11,7 +12,6 @@ from llama_dyt.config.settings import (
     DEFAULT_NORM,
     DEFAULT_TOKENIZER,
     FINETUNE_WARMUP_FRACTION,
-    BenchmarkSettings,
     BoosterSettings,
     DataSettings,
     ModelSettings,

@@ -27,6 +27,7 @@ class Capability:
         accumulation: several micro batches can make one optimizer step.
         offload: how model data may leave the device.
         compile: layers may be compiled before boosting (Gemini's tensor hooks cannot be traced).
+        float8: --fp8: it keeps linear layers as they are, and their parameters where they can be read.
         tensor_parallel, pipeline_parallel, extra_data_parallel: --tp, --pp, --extra_dp above 1.
         sequence_parallel: the values of --sp_mode it accepts.
         zero_stages: the values of --zero it accepts; empty where the plugin shards in a way of its own.
@@ -44,6 +45,7 @@ class Capability:
     accumulation: bool = True
     offload: Offload = "none"
     compile: bool = True
+    float8: bool = True
     tensor_parallel: bool = False
     pipeline_parallel: bool = False
     sequence_parallel: tuple[str, ...] = ()
@@ -62,6 +64,7 @@ class Capability:
 _GEMINI = Capability(
     precisions=("fp16", "bf16"),
     compile=False,
+    float8=False,  # ColoParameter's hooks see no autograd function of ours
     offload="fractions",
     shard_fraction=True,
     tensor_parallel=True,
@@ -75,6 +78,7 @@ _ZERO2_CPU = replace(_ZERO2, offload="always")
 # HybridParallelPlugin.__init__: "zero stage must be 0 or 1 when using pipeline parallelism";
 # HybridParallelPlugin.configure: "set precision to 'fp16' or 'bf16' when using ZeRO".
 _HYBRID = Capability(
+    float8=False,  # tensor parallelism replaces the linear layers, zbv takes their backward apart
     tensor_parallel=True,
     pipeline_parallel=True,
     sequence_parallel=("all_to_all", "split_gather"),

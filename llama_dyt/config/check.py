@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from llama_dyt.config.benchmark import benchmark_problems
 from llama_dyt.config.capabilities import Capability, capability, plugins_able, zero_stage
 from llama_dyt.config.layout import pipeline_problems, sequence_problems
+from llama_dyt.config.precision import precision_problems
 from llama_dyt.config.run import RunConfig, all_options
 from llama_dyt.config.sizes import Size, read_size
 from llama_dyt.config.validation import validation_problems
+from llama_dyt.config.writable import why_not_writable
 from llama_dyt.errors import ConfigurationError
 
 
@@ -56,6 +58,8 @@ def collect_problems(run: RunConfig, world_size: int | None = None, device: str 
     problems += sequence_problems(run, size)
     problems += validation_problems(run)
     problems += _length_problems(run)
+    problems += benchmark_problems(run)
+    problems += precision_problems(run, device)
     problems += _path_problems(run)
     return problems
 
@@ -285,11 +289,6 @@ def _length_problems(run: RunConfig) -> Iterator[str]:
     if run.run.dry_run_processes is not None and not run.run.dry_run:
         given = f"--dry_run_processes {run.run.dry_run_processes}"
         yield f"{given} has no effect without --dry_run; add that, or leave it out"
-    if run.kind == "benchmark" and run.benchmark.ignore_steps >= run.benchmark.num_steps:
-        yield (
-            f"--ignore_steps {run.benchmark.ignore_steps} leaves none of --num_steps {run.benchmark.num_steps} to "
-            f"measure; give --num_steps {run.benchmark.ignore_steps + 1} or more"
-        )
 
 
 def _path_problems(run: RunConfig) -> Iterator[str]:
@@ -307,23 +306,6 @@ def _path_problems(run: RunConfig) -> Iterator[str]:
             reason = why_not_writable(folder)
             if reason is not None:
                 yield f"--{name} {folder}: {reason}; give a folder that can be written"
-
-
-def why_not_writable(folder: str | Path) -> str | None:
-    """Why nothing can be written in a folder that exists or is to be made, or None. Leaves nothing behind.
-
-    It tries in the nearest folder that exists: permissions alone do not tell of read-only or full disks, and say
-    nothing to root.
-    """
-    folder = Path(folder)
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        return f"{existing} is a file" if existing != folder else "it is a file"
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            return None
-    except OSError as error:
-        return f"{existing} cannot be written ({error.strerror})"
 
 
 def _installed(package: str) -> bool:

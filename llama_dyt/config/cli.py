@@ -144,7 +144,7 @@ def _add(group: argparse._ArgumentGroup, opt: Option, kind: str) -> None:
     common = {
         "dest": opt.name,
         "nargs": "?",
-        "const": "true" if is_switch else _NO_VALUE,
+        "const": "true" if is_switch else opt.bare or _NO_VALUE,
         "metavar": None if is_switch else metavar,
     }
     shown = [opt.short[kind]] if kind in opt.short else []
@@ -187,7 +187,10 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return "" if action.const == "true" else (action.metavar or default_metavar)
+        if action.const == "true":
+            return ""
+        value = action.metavar or default_metavar
+        return value if action.const is _NO_VALUE else f"[{value}]"
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         value = self._format_args(action, "") if action.nargs != 0 else ""

@@ -41,6 +41,7 @@ class Option:
         at_least, above, at_most: bounds of a number; `above` is not itself allowed.
         entries: the entries that have the flag.
         metavar: what `--help` calls the value.
+        bare: the value of a flag that is given without one; None where it needs one.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Option:
     at_most: float | None
     entries: tuple[str, ...]
     metavar: str | None
+    bare: str | None = None
 
     @property
     def flag(self) -> str:
@@ -110,6 +112,7 @@ def option(
     entries: tuple[str, ...] = KINDS,
     defaults: dict[str, Any] | None = None,
     metavar: str | None = None,
+    bare: str | None = None,
     compare: bool = True,
 ) -> Any:
     """A dataclass field with its flag. `defaults` names the entries whose default differs; `short` alone holds for
@@ -127,6 +130,7 @@ def option(
         "entries": entries,
         "defaults": defaults or {},
         "metavar": metavar,
+        "bare": bare,
     }
     return field(default=default, metadata=metadata, compare=compare)
 
@@ -160,6 +164,7 @@ def _option_of(declared: Field, hint: Any) -> Option:
         at_most=meta["at_most"],
         entries=meta["entries"],
         metavar=meta["metavar"],
+        bare=meta["bare"],
     )
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from llama_dyt.config.benchmark import BenchmarkSettings
 from llama_dyt.config.options import KINDS, Kind, Option, options_of
+from llama_dyt.config.precision import PrecisionSettings
 from llama_dyt.config.settings import (
-    BenchmarkSettings,
     BoosterSettings,
     DataSettings,
     ModelSettings,
@@ -35,6 +36,8 @@ PATHS = (
     "load",
     "tensorboard_dir",
     "config_file",
+    "json",
+    "profile",
 )
 """The flags that name, or may name, a file or folder."""
 
@@ -51,6 +54,7 @@ class RunConfig:
     validation: ValidationSettings = ValidationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     booster: BoosterSettings = BoosterSettings()
+    precision: PrecisionSettings = PrecisionSettings()
     run: RunSettings = RunSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 

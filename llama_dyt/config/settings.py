@@ -379,13 +379,3 @@ class RunSettings:
         compare=False,
         metavar="PATH",
     )
-
-
-@dataclass(frozen=True)
-class BenchmarkSettings:
-    """What the benchmark measures."""
-
-    num_steps: int = option(5, "Steps run in all.", short="-s", entries=("benchmark",), at_least=1)
-    ignore_steps: int = option(
-        2, "First steps, among them, that are not measured.", short="-i", entries=("benchmark",), at_least=0
-    )

@@ -6,6 +6,7 @@ from llama_dyt.models.build import build_config, build_model, count_parameters, 
 from llama_dyt.models.configuration_llama_dyt import LlamaDytConfig
 from llama_dyt.models.export import export_modeling_files
 from llama_dyt.models.families import FAMILIES, Family
+from llama_dyt.models.float8 import Float8Linear, use_float8, why_no_float8
 from llama_dyt.models.initial_weights import InitialWeights, initial_range, initial_tensor
 from llama_dyt.models.loss import causal_lm_loss
 from llama_dyt.models.modeling_llama_dyt import (
@@ -30,6 +31,7 @@ AutoModelForCausalLM.register(LlamaDytConfig, LlamaDytForCausalLM, exist_ok=True
 __all__ = [
     "FAMILIES",
     "Family",
+    "Float8Linear",
     "InitialWeights",
     "LlamaDytAttention",
     "LlamaDytConfig",
@@ -52,4 +54,6 @@ __all__ = [
     "read_pretrained",
     "recompute_activations",
     "recomputed_layers",
+    "use_float8",
+    "why_no_float8",
 ]

@@ -1,4 +1,4 @@
-"""How much work a token is, what the device could do at best, and how fast the run goes.
+"""How much work a token is, and how fast the run goes (what the device could do at best: `peak.py`).
 
 Model FLOPs count what the mathematics needs; hardware FLOPs add what activation checkpointing recomputes. TFLOPS/GPU
 and MFU are of model FLOPs throughout this project; Colossal-AI's published figures are of hardware FLOPs.
@@ -6,7 +6,6 @@ and MFU are of model FLOPs throughout this project; Colossal-AI's published figu
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -14,23 +13,7 @@ from transformers import PretrainedConfig
 
 from llama_dyt.models import recomputed_layers
 
-PEAK_TFLOPS = {
-    # dense bf16/fp16 tensor-core peaks from the vendors' data sheets, TFLOP/s
-    "H200": 989.0,
-    "H100 NVL": 835.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "H800": 989.0,
-    "B200": 2250.0,
-    "A100": 312.0,
-    "A800": 312.0,
-    "L40S": 362.0,
-    "L4": 121.0,
-    "A10": 125.0,
-    "V100": 125.0,
-    "4090": 165.2,
-    "3090": 71.0,
-}
+from .peak import peak_tflops
 
 
 def matmul_parameters(config: PretrainedConfig) -> int:
@@ -62,44 +45,6 @@ def hardware_flops_per_token(config: PretrainedConfig, sequence_length: int, rec
     head = 6.0 * config.hidden_size * config.vocab_size  # the head is not recomputed
     layer_forward = (model_flops - head) / 3.0 / config.num_hidden_layers
     return model_flops + layer_forward * len(recomputed_layers(config.num_hidden_layers, recomputed_share))
-
-
-def measured_matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 768, seconds: float = 0.3) -> float:
-    """Best square matrix multiplication rate of a device that no table lists, in TFLOP/s.
-
-    The best of several, each synchronised, so that a noisy neighbour does not become the peak.
-    """
-    # A generator of its own: measuring must not move the run's, or a resumed run would end with another state.
-    generator = torch.Generator(device).manual_seed(0)
-    left = torch.randn(size, size, device=device, generator=generator).to(dtype)
-    right = torch.randn(size, size, device=device, generator=generator).to(dtype)
-    best = float("inf")
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        _synchronize(device)
-        start = time.perf_counter()
-        left @ right
-        _synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best / 1e12
-
-
-def peak_tflops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """The rate MFU divides by, and where it comes from, for the log: a table for known GPUs, else a measurement."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for key, tflops in PEAK_TFLOPS.items():
-            if key in name:
-                return tflops, f"{name}: data sheet, dense bf16"
-    # A processor without half-precision units emulates them far below its fp32 rate; its peak is what it can do at all.
-    rates = {kind: measured_matmul_tflops(device, kind) for kind in {dtype, torch.float32}}
-    best = max(rates, key=rates.get)
-    return rates[best], f"{device.type}: measured {str(best).removeprefix('torch.')} matmul"
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)

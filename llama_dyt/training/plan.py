@@ -26,7 +26,7 @@ from llama_dyt.data.sources import SAMPLE
 from llama_dyt.data.tokenizer import check_vocabulary, load_tokenizer
 from llama_dyt.data.validation import ValidationSet, choose_sets
 from llama_dyt.errors import ConfigurationError, LlamaDytError
-from llama_dyt.models import build_config, empty_model
+from llama_dyt.models import build_config, empty_model, use_float8, why_no_float8
 
 from .restore import Checkpoint, complete_steps, find_checkpoint
 from .tracking import METRICS_FILE, read_metrics
@@ -138,6 +138,13 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
                     f"--{flag}: the tokenizer has one token for both ends of a document ({tokenizer.eos_token!r}), so "
                     "its first token would be taken for the end of a document; take a tokenizer with a BOS of its own"
                 )
+    if run.precision.fp8 is not None and model_config is not None:
+        eight = run.precision
+        reason = None if eight.fp8_emulate else why_no_float8()
+        if reason is not None:
+            found.add(f"--fp8 {eight.fp8}: {reason}; leave it out, or add --fp8_emulate")
+        empty = empty_model(model_config)
+        found.attempt(lambda: use_float8(empty, eight.fp8, eight.fp8_emulate, eight.fp8_keep_layers))
     if model_config is not None and checkpoint is not None:
         shapes = {name: parameter.shape for name, parameter in empty_model(model_config).named_parameters()}
         found.attempt(lambda: checkpoint.check_fits(shapes))

@@ -28,7 +28,7 @@ from llama_dyt.config.settings import FINETUNE_WARMUP_FRACTION
 from llama_dyt.data.sources import Source
 from llama_dyt.data.step import Step
 from llama_dyt.errors import LlamaDytError
-from llama_dyt.models import InitialWeights, empty_model, read_pretrained, recompute_activations
+from llama_dyt.models import InitialWeights, empty_model, read_pretrained, recompute_activations, use_float8
 
 from .checkpoint import CheckpointWriter
 from .optimizer import parameter_groups
@@ -64,6 +64,8 @@ class Session:
         model = empty_model(config)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         recompute_activations(model, run.model.recomputed_share)
+        if run.precision.fp8 is not None:
+            use_float8(model, run.precision.fp8, run.precision.fp8_emulate, run.precision.fp8_keep_layers)
         num_parameters = sum(shape.numel() for shape in shapes.values())
         self._model_in_words = f"{config.norm_type} LLaMA of {num_parameters:,} parameters"
         groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
@@ -183,6 +185,8 @@ class Session:
         layout += f" {booster.pp_style}" if booster.pp_style != "1f1b" else ""
         if booster.sequence_parallelism is not None:
             layout += f" {booster.sequence_parallelism}" + (f" sp {booster.sp}" if booster.sequence_ranks > 1 else "")
+        layout += f", fp8 {self.run.precision.fp8}" if self.run.precision.fp8 is not None else ""
+        layout += " emulated" if self.run.precision.fp8_emulate else ""
         return (
             f"{self._model_in_words}, {booster.plugin} {booster.mixed_precision}{layout} on {world_size} "
             f"{self.plan.device} process{'es' if world_size > 1 else ''}, "

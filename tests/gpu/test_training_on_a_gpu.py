@@ -17,9 +17,9 @@ PRECISIONS += [("gemini", "bf16"), ("gemini", "fp16"), ("gemini_auto", "bf16")]
 PRECISIONS += [("zero1", "bf16"), ("ddp", "bf16"), ("fsdp", "fp32"), ("fsdp", "fp16"), ("fsdp_cpu", "bf16")]
 
 
-def losses(folder, plugin, precision, env=None):
+def losses(folder, plugin, precision, env=None, more=()):
     flags = ["-d", "sample", "-c", "15m", *MODEL_SIZE, "-l", "64", "-b", "4", "--max_steps", "24", "-s", "6"]
-    flags += ["--lr", "1e-2", "-p", plugin, "-x", precision, "-o", "run", "-t", "none"]
+    flags += ["--lr", "1e-2", "-p", plugin, "-x", precision, "-o", "run", "-t", "none", *more]
     outcome = Command("pretrain", flags, folder, env=env or {}).run()
     assert outcome.status == 0, outcome.stderr
     assert "Traceback" not in outcome.stderr

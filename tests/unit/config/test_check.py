@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from llama_dyt.config import RunConfig, capabilities
-from llama_dyt.config.check import collect_problems, model_size, warnings, why_not_writable
+from llama_dyt.config.check import collect_problems, model_size, warnings
+from llama_dyt.config.writable import why_not_writable
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,7 @@ from llama_dyt.training.performance import (
     Speedometer,
     hardware_flops_per_token,
     matmul_parameters,
-    measured_matmul_tflops,
     model_flops_per_token,
-    peak_tflops,
 )
 
 
@@ -53,8 +51,9 @@ def test_rates_are_per_device_where_they_say_so():
     assert speed.mfu == pytest.approx(speed.tflops_per_device / meter.peak_tflops)
 
 
-def test_an_unlisted_device_has_a_measured_peak_and_says_so():
-    rate, source = peak_tflops(torch.device("cpu"), torch.float32)
-    assert rate > 0
-    assert source == "cpu: measured float32 matmul"
-    assert measured_matmul_tflops(torch.device("cpu"), torch.float32, size=64, seconds=0.01) > 0
+def test_keys_and_values_shared_by_heads_make_their_projections_smaller_and_attention_no_cheaper():
+    grouped, full = (build_config("llama2_70b", num_key_value_heads=heads) for heads in (8, 64))
+    saved = matmul_parameters(full) - matmul_parameters(grouped)
+    assert saved == 80 * 2 * 8192 * 128 * (64 - 8)
+    assert model_flops_per_token(full, 4096) - model_flops_per_token(grouped, 4096) == 6 * saved
+    assert model_flops_per_token(grouped, 4096) - 6 * matmul_parameters(grouped) == 12 * 80 * 8192 * 4096

@@ -1,0 +1,109 @@
+"""The arithmetic of benchmarks/: ratios, terms of a step, and the page that is made of their results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.common import ratio_of_pairs, say_ratio
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.append(str(REPOSITORY / "benchmarks"))  # as `python benchmarks/breakdown.py` has it
+
+from benchmarks.breakdown import REST, device_seconds, table, term_of, union_seconds  # noqa: E402
+from benchmarks.steps import compare_losses  # noqa: E402
+
+
+def test_the_ratio_of_pairs_is_not_moved_by_what_hits_both_sides():
+    noise = [1.0, 9.0, 1.1, 0.9, 30.0, 1.0, 1.2, 1.0, 5.0, 1.0, 1.0]
+    ratio = ratio_of_pairs([2.0 * n for n in noise], noise)
+    assert ratio == {"median": 2.0, "interval": [2.0, 2.0], "pairs": 11}
+    assert say_ratio("ours / theirs", ratio) == "ours / theirs: 2.000 (95% interval 2.000 to 2.000, 11 pairs)"
+
+
+def test_the_interval_holds_the_median_and_is_the_same_every_time():
+    ours, theirs = [1.0, 1.2, 0.9, 1.1, 1.3, 0.8, 1.0, 1.05, 0.95, 1.15], [1.0] * 10
+    ratio = ratio_of_pairs(ours, theirs)
+    low, high = ratio["interval"]
+    assert min(ours) <= low < ratio["median"] < high <= max(ours)
+    assert ratio["median"] == pytest.approx(1.025)
+    assert ratio == ratio_of_pairs(ours, theirs)
+
+
+def test_no_pairs_are_an_error():
+    for ours, theirs in (([], []), ([1.0], [1.0, 2.0])):
+        with pytest.raises(ValueError, match="make no pairs"):
+            ratio_of_pairs(ours, theirs)
+
+
+def test_sides_that_train_something_else_are_not_compared():
+    losses = {"ours": [10.0, 9.0], "bare": [10.0, 9.00001]}
+    assert compare_losses(losses, 1e-5) == pytest.approx(1.1e-6, rel=0.1)
+    with pytest.raises(SystemExit, match=r"step 2: bare has loss 9.1, ours 9.0: not the same training"):
+        compare_losses({**losses, "bare": [10.0, 9.1]}, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("nvjet_hsh_256x128_64x4_1x2_h_bz_coopA_NNT", "matmul"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "matmul"),
+        ("void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<...>>", "matmul"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<...>", "attention"),
+        ("triton_red_fused__to_copy_mul_sum_tanh_3", REST),
+        ("triton_poi_fused_add_mul_silu_2", REST),
+        ("triton_red_fused__log_softmax_0", "loss"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
+        ("ncclDevKernel_AllGather_RING_LL", "communication"),
+        ("Memcpy HtoD (Pinned -> Device)", "copies and fills"),
+        ("aten::mm", "matmul"),
+        ("aten::mul", REST),
+        ("aten::_fused_adamw_", "optimizer"),
+        ("aten::_log_softmax_backward_data", "loss"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+    ],
+)
+def test_kernels_and_operators_find_their_term(name, term):
+    assert term_of(name) == term
+
+
+def test_terms_are_a_step_and_streams_that_overlap_count_once():
+    terms = device_seconds([("aten::mm", 3.0), ("aten::mm", 1.0), ("aten::mul", 1.0)], steps=2)
+    assert terms["matmul"] == 2.0 and terms[REST] == 0.5 and terms["attention"] == 0.0
+    assert union_seconds([(0, 2), (1, 3), (5, 6), (5.5, 5.8)]) == 4
+
+
+def test_the_table_of_terms_is_largest_first():
+    row = {"terms_seconds": {"loss": 0.1, "matmul": 0.3}, "matmul_rate_tflops": 700.0}
+    lines = table({**row, "matmul_seconds_at_that_rate": 0.2}).splitlines()
+    assert lines[2:] == [
+        "| matmul | 300.0 | 75.0% |",
+        "| loss | 100.0 | 25.0% |",
+        "| matmul at 700.00 TFLOPS | 200.0 | 50.0% |",
+    ]
+
+
+def printed(*words: str) -> str:
+    command = [sys.executable, str(REPOSITORY / "scripts/performance_tables.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_page_has_the_tables_of_the_newest_results():
+    page = (REPOSITORY / "docs/performance.md").read_text(encoding="utf-8")
+    assert page == printed(), "run: python scripts/performance_tables.py --write"
+
+
+def test_the_newest_report_of_a_benchmark_makes_its_table(tmp_path):
+    ratio = {"median": 1.5, "interval": [1.4, 1.6], "pairs": 10}
+    for date, key in (("2026-01-01", "old"), ("2026-02-01", "new")):
+        report = {"benchmark": "steps-15m", "date": f"{date}T00:00:00+00:00", "command": "python x.py", "machine": "m"}
+        report |= {"versions": {"torch": "2"}, "summary": {f"{key} / bare": ratio, "MB": 1234.5}, "rows": []}
+        (tmp_path / f"{date}-steps-15m.json").write_text(json.dumps(report))
+    page = printed("--results", str(tmp_path))
+    assert "| new / bare | 1.500 (1.400 to 1.600, 10 pairs) |" in page and "| MB | 1,234.5 |" in page
+    assert "old" not in page.split("<!-- tables begin")[1]
