@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from llama_dyt.config.loss import LossSettings
 from llama_dyt.config.options import KINDS, Kind, Option, options_of
 from llama_dyt.config.settings import (
     BenchmarkSettings,
@@ -49,6 +50,7 @@ class RunConfig:
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     validation: ValidationSettings = ValidationSettings()
+    loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     booster: BoosterSettings = BoosterSettings()
     run: RunSettings = RunSettings()

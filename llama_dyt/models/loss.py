@@ -81,7 +81,7 @@ class CausalLmLoss:
             A scalar in fp32. With no label at all it is 0 and its gradient is 0, never nan.
         """
         targets = self._targets(labels, logits.device)
-        scores = logits.float().view(-1, logits.shape[-1])
+        scores = logits.float().flatten(0, -2)
         if self.part is None and not self.z_loss:
             total = F.cross_entropy(scores, targets, ignore_index=IGNORE_INDEX, reduction="sum")
         else:
