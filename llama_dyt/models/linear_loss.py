@@ -27,7 +27,7 @@ _PRODUCT_BYTES = 256 * 2**20
 
 def rows_of_chunk(num_tokens: int, vocabulary: int, device_type: str) -> int:
     """How many tokens a chunk has: chunks of nearly one size, whose fp32 logits take CHUNK_BYTES at most."""
-    most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // (4 * max(vocabulary, 1)))
+    most = max(1, CHUNK_BYTES["cpu" if device_type == "cpu" else "cuda"] // (4 * max(vocabulary, 1)))
     if num_tokens <= most:
         return max(num_tokens, 1)
     if device_type != "cpu" and most >= _ROW_MULTIPLE:
