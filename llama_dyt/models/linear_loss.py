@@ -145,8 +145,8 @@ def _linear_cross_entropy(
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """fp32 softmax of each row; in the place of scores that are fp32 themselves."""
-    if scores.dtype == torch.float32:
+    """fp32 softmax of each row; on a CPU in the place of scores that are fp32 themselves."""
+    if scores.dtype == torch.float32 and scores.device.type == "cpu":
         return torch.softmax(scores, -1, out=scores)
     return torch.softmax(scores, -1, dtype=torch.float32)
 
