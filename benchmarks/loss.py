@@ -112,45 +112,36 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def distances(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Norm of each gradient's difference from the materialised side's, by its norm."""
-    inputs = make_inputs(arguments)
-    hidden, weight, _ = inputs
-    run_once("materialised", inputs)
-    exact = {"hidden": hidden.grad, "weight": weight.grad}
-    found = {}
-    for side in sides(arguments.device):
-        if side != "materialised":
-            run_once(side, inputs)
-            found[side] = {
-                name: float((tensor.grad - exact[name]).float().norm() / exact[name].float().norm())
-                for name, tensor in (("hidden", hidden), ("weight", weight))
-            }
-    return found
+def gradients_of(side: str, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
+    run_once(side, inputs)
+    return [tensor.grad.float() for tensor in inputs[:2]]
 
 
-def measure_time(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of every pass of every side, in turn; the first of each is left out."""
+def measure_time(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Of every side the seconds of every pass, in turn, after one that warms up; and how far its gradients (of hidden
+    states and weight) are from those of whole logits, by their norm."""
     inputs = make_inputs(arguments)
-    seconds: dict[str, list[float]] = {side: [] for side in sides(arguments.device)}
-    for repetition in range(arguments.repeat + 1):
+    exact = gradients_of("materialised", inputs)
+    rows: dict[str, dict[str, Any]] = {side: {"seconds": []} for side in sides(arguments.device)}
+    for side, row in rows.items():
+        pairs = zip(gradients_of(side, inputs), exact)
+        row["gradient_distance"] = [float((own - whole).norm() / whole.norm()) for own, whole in pairs]
+    for repetition in range(arguments.repeat):
         # The order turns round, so that what one side leaves in caches is not always the same side's gain.
-        for side in list(seconds) if repetition % 2 else reversed(seconds):
+        for side in list(rows) if repetition % 2 else reversed(rows):
             if arguments.device == "cuda":
                 torch.cuda.synchronize()
             start = time.perf_counter()
             run_once(side, inputs)
             if arguments.device == "cuda":
                 torch.cuda.synchronize()
-            if repetition:
-                seconds[side].append(time.perf_counter() - start)
-    return seconds
+            rows[side]["seconds"].append(time.perf_counter() - start)
+    return rows
 
 
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "memory": measure_memory,
     "time": measure_time,
-    "distances": distances,
 }
 
 
@@ -172,11 +163,8 @@ def in_a_process_of_its_own(arguments: argparse.Namespace, what: str, side: str 
 def summary_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """All measurements, and ours as a share of the materialised side's."""
     rows = {side: in_a_process_of_its_own(arguments, "memory", side) for side in sides(arguments.device)}
-    for side, seconds in in_a_process_of_its_own(arguments, "time").items():
-        rows[side]["seconds"] = seconds
-        rows[side]["median_seconds"] = statistics.median(seconds)
-    for side, found in in_a_process_of_its_own(arguments, "distances").items():
-        rows[side]["gradient_distance"] = found
+    for side, row in in_a_process_of_its_own(arguments, "time").items():
+        rows[side] |= {**row, "median_seconds": statistics.median(row["seconds"])}
     own, whole = rows["ours"], rows["materialised"]
     pairs = [ours / theirs for ours, theirs in zip(own["seconds"], whole["seconds"])]
     return {
