@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,9 +57,9 @@ class Boosted:
         """
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self.run = run
-        self.plugin = build_plugin(
-            run, FAMILIES[model.config.model_type], num_parameters=sum(s.numel() for s in shapes.values())
-        )
+        self._family = FAMILIES[model.config.model_type]
+        self.plugin = build_plugin(run, self._family, num_parameters=sum(s.numel() for s in shapes.values()))
+        model.loss_function = replace(model.loss_function, z_loss=run.loss.z_loss)
         self.grid: Grid = grid_of(self.plugin)
         self.device = get_accelerator().get_current_device()
         optimizer = HybridAdam(parameter_groups, lr=run.optimizer.lr, betas=(0.9, 0.95), eps=1e-8)
@@ -112,7 +113,7 @@ class Boosted:
     def _loss(self, micro_batch: dict[str, torch.Tensor], num_label_tokens: int) -> torch.Tensor:
         inputs = cut_batch(self._to_device(micro_batch), self.grid.sp_rank, self.grid.sp_size)
         denominator = num_label_tokens / self.grid.averaged_over
-        return self.model(**inputs, use_cache=False, num_items_in_batch=denominator).loss
+        return self.model(**inputs, use_cache=False, num_items_in_batch=denominator, skip_logits=True).loss
 
     @property
     def _replicas(self) -> int:
@@ -141,7 +142,7 @@ class Boosted:
         batch = cut_batch(batch, self.grid.sp_rank, self.grid.sp_size)
         num_micro_batches = len(batch["input_ids"]) // self.run.booster.micro_batch_size
         denominator = step.num_label_tokens / (self.grid.averaged_over * num_micro_batches)
-        return batch, micro_batch_loss(self.module, denominator)
+        return batch, micro_batch_loss(self.module, self._family, denominator)
 
     def _share(self, loss: torch.Tensor | None) -> torch.Tensor:
         return (loss if loss is not None else torch.zeros((), device=self.device)) / self._replicas

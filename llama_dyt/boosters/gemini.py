@@ -256,22 +256,6 @@ class ChunkedOptimizer(GeminiOptimizer):
         return result
 
 
-def _of_plain_logits(loss: Callable) -> Callable:
-    """Give a loss its logits as a torch.Tensor.
-
-    Under Gemini they are a ColoTensor, which turns `mul_` and its like into operations that return a copy. Upstream
-    `DistCrossEntropy.backward` multiplies what it returns in place by the gradient that arrives, so the division by the
-    number of tokens, and the loss scale, would be lost without a word.
-    """
-
-    def of_plain_logits(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with torch._C.DisableTorchFunctionSubclass():
-            logits = logits.as_subclass(torch.Tensor)
-        return loss(logits, *args, **kwargs)
-
-    return of_plain_logits
-
-
 class ChunkedPlugin(GeminiPlugin):
     """GeminiPlugin with the two wrappers above, and with our policy where tensor parallelism cuts the model: upstream
     looks one up by the model's class, and takes none."""
@@ -284,7 +268,6 @@ class ChunkedPlugin(GeminiPlugin):
         params_info = get_param_info(optimizer)
         if self.enable_tensor_parallelism:
             model, _ = ShardFormer(self.shard_config).optimize(model, self.policy)
-            model.loss_function = _of_plain_logits(model.loss_function)
         model = ChunkedModel(
             model,
             **self.gemini_config,

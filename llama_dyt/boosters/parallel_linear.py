@@ -29,17 +29,25 @@ LENGTH = 1
 """The dimension of hidden states (batch, length, hidden size) that sequence parallelism cuts."""
 
 
-def gather_input(module: nn.Module, group: dist.ProcessGroup) -> None:
-    """Let a module see the whole of the hidden states of which it is given this rank's slice, its first argument.
+def whole_input(hidden: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """The whole of hidden states from every rank's slice; backward sums each rank's share of the gradient and cuts it
+    again."""
+    return gather_forward_reducescatter_backward(hidden, group, LENGTH)
 
-    In the backward pass each rank's share of their gradient is summed and cut again.
-    """
-    _before(module, lambda hidden: gather_forward_reducescatter_backward(hidden, group, LENGTH))
+
+def input_of_all(hidden: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Hidden states as they are; backward sums what each rank adds to their gradient."""
+    return reduce_backward(hidden, group)
+
+
+def gather_input(module: nn.Module, group: dist.ProcessGroup) -> None:
+    """Let a module see `whole_input` of its first argument."""
+    _before(module, lambda hidden: whole_input(hidden, group))
 
 
 def sum_input_gradient(module: nn.Module, group: dist.ProcessGroup) -> None:
-    """Sum over the ranks, in the backward pass, what each adds to the gradient of a module's first argument."""
-    _before(module, lambda hidden: reduce_backward(hidden, group))
+    """Let a module see `input_of_all` of its first argument."""
+    _before(module, lambda hidden: input_of_all(hidden, group))
 
 
 def _before(module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

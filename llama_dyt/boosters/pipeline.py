@@ -38,7 +38,9 @@ def stage_forward(
             one chunk. The stage manager then also tells of that chunk whether it is the first or the last.
 
     Returns:
-        {"hidden_states": as above} to send on, or {"logits": (B, S, vocabulary or this rank's part)} on the last.
+        {"hidden_states": as above} to send on. On the last stage {"hidden_states": what goes into the head}, of which
+        `micro_batch_loss` makes the loss, or {"logits": (B, S, vocabulary or this rank's part)} where the loss needs
+        them.
 
     No attention mask crosses the stages: batches are packed or padded on the right, where causal attention needs none,
     and where documents are kept apart each stage makes its own.
@@ -58,10 +60,13 @@ def stage_forward(
     if not stage_manager.is_last_stage():
         return {"hidden_states": hidden_states}
     hidden_states = getattr(decoder, family.final_norm)(hidden_states)
-    return {"logits": getattr(model, family.head)(hidden_states)}
+    head = getattr(model, family.head)
+    if model.loss_function.takes(head):
+        return {"hidden_states": hidden_states}
+    return {"logits": head(hidden_states)}
 
 
-def micro_batch_loss(model: nn.Module, num_items_in_batch: float):
+def micro_batch_loss(model: nn.Module, family: Family, num_items_in_batch: float):
     """The criterion of the engine's schedule: (outputs, micro batch) → fp32 loss of one micro batch.
 
     The schedule divides each micro batch's loss by their number, so `num_items_in_batch` must be the label tokens of
@@ -69,10 +74,10 @@ def micro_batch_loss(model: nn.Module, num_items_in_batch: float):
     """
 
     def criterion(outputs: dict[str, torch.Tensor], micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return model.loss_function(
-            logits=outputs["logits"],
-            labels=micro_batch["labels"],
-            num_items_in_batch=num_items_in_batch,
-        )
+        labels = micro_batch["labels"]
+        if "logits" in outputs:
+            return model.loss_function(outputs["logits"], labels, num_items_in_batch)
+        head = getattr(model, family.head)
+        return model.loss_function.of_hidden_states(head, outputs["hidden_states"], labels, num_items_in_batch)
 
     return criterion

@@ -8,9 +8,12 @@ classes, because the engine runs policies only where it shards.
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from colossalai.accelerator import get_accelerator
 from colossalai.shardformer.layer import (
     Linear1D_Col,
@@ -18,13 +21,11 @@ from colossalai.shardformer.layer import (
     VocabParallelEmbedding1D,
     VocabParallelLMHead1D,
 )
-from colossalai.shardformer.layer.loss import cross_entropy_1d
 from colossalai.shardformer.policies.base_policy import ModulePolicyDescription, Policy, SubModuleReplacementDescription
 from torch import nn
-from torch.nn import functional as F
 
 from llama_dyt.models.families import Family
-from llama_dyt.models.loss import IGNORE_INDEX, shift_labels
+from llama_dyt.models.loss import CausalLmLoss, VocabularyPart
 from llama_dyt.models.partition import VOCABULARY_MULTIPLE, padded_vocabulary
 
 from .materialize import materialize
@@ -33,7 +34,9 @@ from .parallel_linear import (
     WholeInputColumnLinear,
     WholeInputHead,
     gather_input,
+    input_of_all,
     sum_input_gradient,
+    whole_input,
 )
 from .pipeline import stage_forward
 from .sequence import cut_input, spread_attention, sum_gradients_of_slices
@@ -96,7 +99,7 @@ class DecoderPolicy(Policy):
             names = (*self.family.column_parallel, *self.family.row_parallel)
             layer.sub_module_replacement += [_replacement(name, DeferredGradientLinear) for name in names]
             model.sub_module_replacement += [_replacement(self.family.head, DeferredGradientLinear)]
-        if self.shard_config.enable_tensor_parallelism or self._mode == "all_to_all":
+        if self.shard_config.enable_tensor_parallelism or self._mode == "all_to_all" or self._zero_bubble:
             model.attribute_replacement = {"loss_function": self._loss()}
         if self.pipeline_stage_manager is not None:
             model.method_replacement = {"forward": self._stage_forward()}
@@ -142,32 +145,29 @@ class DecoderPolicy(Policy):
         if self._holds_last:
             prepare(getattr(self.model, self.family.head), group)
 
-    def _loss(self):
-        """The model's loss, fp32 throughout, over what this rank has of the logits and of the labels.
+    def _loss(self) -> CausalLmLoss:
+        """The model's loss over what this rank has of the vocabulary and of the positions.
 
-        Tensor parallelism leaves it a slice of the vocabulary; all_to_all a slice of the positions, with labels that
-        were shifted before they were cut.
+        Tensor parallelism leaves it a part of the vocabulary; all_to_all a slice of the positions, with labels that
+        were shifted before they were cut. Under zbv the head leaves its weight's gradient for later, so it makes
+        logits there.
         """
-        shift = (lambda labels: labels) if self._mode == "all_to_all" else shift_labels
-        group = self.shard_config.tensor_parallel_process_group
-        size = self.shard_config.tensor_parallel_size
-        vocabulary = padded_vocabulary(self.model.config.vocab_size, size)
-
-        def total_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            if size == 1:
-                flat = logits.float().view(-1, logits.shape[-1])
-                return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-            return cross_entropy_1d(
-                logits.float(), targets, process_group=group, vocab_size=vocabulary, dtype=torch.float32, mode="sum"
-            )
-
-        def loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: float | None = None):
-            targets = shift(labels).contiguous()
-            if num_items_in_batch is None:
-                num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
-            return total_of(logits, targets) / num_items_in_batch  # > 0: the trainer counts at least one
-
-        return loss
+        config, group = self.shard_config, self.shard_config.tensor_parallel_process_group
+        part, prepare = None, None
+        if config.enable_tensor_parallelism:
+            vocabulary = self.model.config.vocab_size
+            rows = padded_vocabulary(vocabulary, config.tensor_parallel_size) // config.tensor_parallel_size
+            first = rows * dist.get_rank(group)
+            part = VocabularyPart(group, first, rows=max(0, min(rows, vocabulary - first)))
+            whole = whole_input if self._mode == "split_gather" else input_of_all
+            prepare = functools.partial(whole, group=group)
+        return replace(
+            self.model.loss_function,
+            shifted=self._mode == "all_to_all",
+            part=part,
+            prepare=prepare,
+            fused=not self._zero_bubble,
+        )
 
     # --- sequence parallelism --------------------------------------------------------------------------------------
 

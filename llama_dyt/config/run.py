@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_dyt.config.benchmark import BenchmarkSettings
+from llama_dyt.config.loss import LossSettings
 from llama_dyt.config.options import KINDS, Kind, Option, options_of
 from llama_dyt.config.precision import PrecisionSettings
 from llama_dyt.config.settings import (
@@ -52,6 +53,7 @@ class RunConfig:
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     validation: ValidationSettings = ValidationSettings()
+    loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     booster: BoosterSettings = BoosterSettings()
     precision: PrecisionSettings = PrecisionSettings()

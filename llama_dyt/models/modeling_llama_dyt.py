@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from llama_dyt.models.configuration_llama_dyt import ALPHA_FIELDS, LlamaDytConfig
 from llama_dyt.models.documents import attention_within_documents
 from llama_dyt.models.initial_weights import draw_seed, initial_tensor
-from llama_dyt.models.loss import causal_lm_loss
+from llama_dyt.models.loss import CausalLmLoss, causal_lm_loss
 from llama_dyt.models.rope import RotaryEmbedding, rotate
 from llama_dyt.norms.registry import build_norm
 
@@ -264,7 +264,7 @@ class LlamaDytForCausalLM(LlamaDytPreTrainedModel, GenerationMixin):
     """The decoder with its head and loss.
 
     `loss_function(logits, labels, num_items_in_batch)` is an attribute of the instance, meant to be replaced where
-    logits are split over ranks.
+    logits are split over ranks. A `CausalLmLoss` can also do without whole logits; any other function gets them.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -289,16 +289,20 @@ class LlamaDytForCausalLM(LlamaDytPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: float | Tensor | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """
         Args (beside `LlamaDytModel.forward`'s):
             labels: (batch, sequence) ids, shifted here; -100 where there is nothing to learn.
-            num_items_in_batch: what the summed loss is divided by, see `causal_lm_loss`.
+            num_items_in_batch: what the summed loss is divided by, see `CausalLmLoss`.
             logits_to_keep: logits of the last so many positions only; 0 for all.
+            skip_logits: only the loss is wanted, so no whole logits need be made. None: so it is in train mode with
+                labels; pass False to have logits there too.
 
         Returns:
             loss (fp32 scalar, with labels), logits (batch, sequence, vocabulary) in the model's dtype, the cache.
+            logits is None where they were skipped.
         """
         if labels is not None and use_cache is None:
             use_cache = False
@@ -311,11 +315,19 @@ class LlamaDytForCausalLM(LlamaDytPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, num_items_in_batch)
+        loss = logits = None
+        skip = self.training if skip_logits is None else skip_logits
+        whole = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        fits = isinstance(self.loss_function, CausalLmLoss) and self.loss_function.takes(self.lm_head)
+        if labels is not None and skip and whole and fits:
+            loss = self.loss_function.of_hidden_states(
+                self.lm_head, outputs.last_hidden_state, labels, num_items_in_batch
+            )
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+            if labels is not None:
+                loss = self.loss_function(logits, labels, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

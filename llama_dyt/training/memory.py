@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 from llama_dyt.config.capabilities import capability, zero_stage
 from llama_dyt.config.run import RunConfig
 from llama_dyt.models import FAMILIES, empty_model, recomputed_layers
+from llama_dyt.models.linear_loss import rows_of_chunk
 from llama_dyt.models.partition import StagePart, partition
 
 _WORKING_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -144,6 +145,16 @@ def _activation_bytes(run: RunConfig, config: PretrainedConfig, stage: int, part
     in_flight = booster.pp - stage if booster.pp_style == "1f1b" else booster.pp
     tokens = sequences * run.data.max_length / booster.sequence_ranks
     holds_head = any(name.startswith(FAMILIES[config.model_type].head) for name in part.shapes)
-    # Half precision, an fp32 copy, its gradient.
-    logits = tokens * config.vocab_size / booster.tp * (working + 4 + 4) if holds_head else 0.0
-    return tokens * in_flight * kept * working + logits
+    loss = _loss_bytes(run, config, tokens, working) if holds_head else 0.0
+    return tokens * in_flight * kept * working + loss
+
+
+def _loss_bytes(run: RunConfig, config: PretrainedConfig, tokens: float, working: int) -> float:
+    """What the head and the loss of one micro batch take, see `models/linear_loss.py`."""
+    vocabulary = config.vocab_size / run.booster.tp
+    if run.booster.pp > 1 and run.booster.pp_style == "zbv":
+        return tokens * vocabulary * (working + 4 + 4)  # whole logits in half precision, an fp32 copy, its gradient
+    rows = rows_of_chunk(int(tokens), int(vocabulary), "cuda")
+    # A chunk's logits, and in half precision their fp32 copy; then what waits for backward: both gradients.
+    chunk = rows * vocabulary * (4 if working == 4 else working + 4)
+    return chunk + config.hidden_size * (tokens * working + vocabulary * 4)

@@ -37,7 +37,9 @@ class Trajectory:
 
 
 @cache
-def train(norm: str = "dyt", precision: str = "fp32", num_steps: int = 10, tied: bool = False) -> Trajectory:
+def train(
+    norm: str = "dyt", precision: str = "fp32", num_steps: int = 10, tied: bool = False, z_loss: float = 0.0
+) -> Trajectory:
     """Train the small run in one process.
 
     Args:
@@ -57,8 +59,8 @@ def train(norm: str = "dyt", precision: str = "fp32", num_steps: int = 10, tied:
             for copied, master in zip(worker.parameters(), model.parameters()):
                 copied.copy_(master)
         worker.zero_grad()
-        loss = loss_of(worker, step)
-        (loss * scale).backward()
+        loss, penalty = losses_of(worker, step)
+        ((loss + z_loss * penalty) * scale).backward()
         for copied, master in zip(worker.parameters(), model.parameters()):
             master.grad = copied.grad.float() / scale
         if not gradients:
@@ -79,10 +81,17 @@ def grad_norm_at_start(step: int, num_layers: int) -> float:
 
 def loss_of(model: torch.nn.Module, step: int) -> torch.Tensor:
     """Mean loss over the label tokens of a global batch, in fp32 whatever the model is in."""
+    return losses_of(model, step)[0]
+
+
+def losses_of(model: torch.nn.Module, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """That, and the mean of the squared logarithm of the softmax's denominator over the same tokens."""
     ids, labels = (torch.from_numpy(array) for array in small_run.global_batch(step))
     logits = model(ids).logits[:, :-1].float()
     targets = labels[:, 1:]
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / (targets != -100).sum()
+    count = (targets != -100).sum()
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / count
+    return loss, logits.logsumexp(-1).square()[targets != -100].sum() / count
 
 
 def distance(value: torch.Tensor, reference: torch.Tensor) -> float:

@@ -75,3 +75,18 @@ def test_activation_checkpointing_needs_a_fraction_of_the_activations():
     assert whole < 0.2 * plain
     half = estimate(8, plugin="zero2", batch_size=8, selective_checkpointing=0.5).activations
     assert half == pytest.approx((whole + plain) / 2, rel=0.05)
+
+
+def test_the_loss_needs_a_chunk_of_logits_and_under_zbv_all_of_them():
+    flags = {"plugin": "hybrid_parallel", "mixed_precision": "bf16", "max_length": 4096, "batch_size": 2, "pp": 2}
+
+    def of_the_vocabulary(pp_style, stage_with_head):
+        """What a vocabulary of 128,256 adds to the activations of a micro batch, which is one sequence."""
+        run = RunConfig.build(**flags, pp_style=pp_style)
+        large, none = (build_config("llama3_8b", vocab_size=size) for size in (128256, 1))
+        stages = [estimate_memory(run, config, 2)[stage_with_head] for config in (large, none)]
+        return stages[0].activations - stages[1].activations
+
+    assert of_the_vocabulary("zbv", 0) == pytest.approx(4096 * 128256 * (2 + 4 + 4), rel=1e-3)
+    # Chunks of 1024 tokens, whose fp32 logits take 512 MB, and the fp32 gradient of the head.
+    assert of_the_vocabulary("1f1b", 1) == pytest.approx(128256 * (1024 * (2 + 4) + 4096 * 4), rel=1e-2)
