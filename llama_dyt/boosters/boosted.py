@@ -6,7 +6,7 @@ The trainer drives only this. The single place where pipeline and non-pipeline b
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,11 +18,14 @@ from colossalai.nn.optimizer import HybridAdam
 from colossalai.zero import LowLevelZeroOptimizer
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llama_dyt.config.capabilities import capability
 from llama_dyt.config.run import RunConfig
+from llama_dyt.config.speed import compiles
 from llama_dyt.models.families import FAMILIES
 
+from .compiled import CompiledLayers
 from .forward_pipeline import Criterion, ForwardPipeline
 from .grid import Grid, grid_of
 from .interface import Read, StepBatch, StepResult, TrainingState
@@ -71,8 +74,15 @@ class Boosted:
         self.scaler = LossScaler(self.optimizer)
         self.state: TrainingState = self._make_state(shapes)
         self.state.scatter(read)
+        self._compiled = CompiledLayers(self._own_layers()) if compiles(run, self.device.type) else None
         self._forward_pipeline: ForwardPipeline | None = None
         self.model.train()
+
+    def _own_layers(self) -> list[nn.Module]:
+        """The decoder layers of this rank; a pipeline leaves something else of those of other stages."""
+        family = FAMILIES[self.module.config.model_type]
+        layers = getattr(getattr(self.module, family.decoder), family.layers)
+        return [layer for layer in layers if isinstance(layer, GradientCheckpointingLayer)]
 
     def _make_state(self, shapes: dict[str, torch.Size]) -> TrainingState:
         if self.run.booster.plugin.startswith("gemini"):
@@ -148,6 +158,10 @@ class Boosted:
 
     def _to_device(self, micro_batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key: tensor.to(self.device, non_blocking=True) for key, tensor in micro_batch.items()}
+
+    def layers_as_written(self) -> AbstractContextManager[None]:
+        """Inside it no decoder layer is compiled, so that hooks on what is in them are called."""
+        return self._compiled.eager() if self._compiled is not None else nullcontext()
 
     # --- no step -------------------------------------------------------------------------------------------------
 

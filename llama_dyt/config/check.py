@@ -6,7 +6,6 @@ fields. What a dataset, a tokenizer or a checkpoint holds is checked by the part
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from llama_dyt.config.capabilities import Capability, capability, plugins_able, 
 from llama_dyt.config.layout import pipeline_problems, sequence_problems
 from llama_dyt.config.run import RunConfig, all_options
 from llama_dyt.config.sizes import Size, read_size
+from llama_dyt.config.speed import attention_notices, compile_problems
 from llama_dyt.config.validation import validation_problems
 from llama_dyt.errors import ConfigurationError
 
@@ -44,13 +44,9 @@ def collect_problems(run: RunConfig, world_size: int | None = None, device: str 
     if device is not None:
         try:
             problems += _booster_problems(run, capability(run.booster.plugin, device), device)
+            problems += compile_problems(run, device)
         except ConfigurationError as error:
             problems += error.problems
-        if run.model.flash_attention and device.startswith("cuda") and not _installed("flash_attn"):
-            problems.append(
-                "--flash_attention: the flash-attn package is not installed; "
-                "pip install -r requirements-cuda.txt, or leave the flag out"
-            )
     problems += _layout_problems(run, size, world_size)
     problems += pipeline_problems(run, size)
     problems += sequence_problems(run, size)
@@ -89,8 +85,8 @@ def warnings(
         )
     if run.booster.mbs is not None and run.booster.pp == 1 and run.booster.mbs != 1:
         found.append(f"--mbs {run.booster.mbs} has an effect only with --pp above 1")
-    if run.model.flash_attention and device is not None and device.startswith("cpu"):
-        found.append("--flash_attention has no effect on a CPU: torch's scaled dot product attention is used")
+    if device is not None:
+        found += attention_notices(run, device)
     return found
 
 
@@ -324,10 +320,6 @@ def why_not_writable(folder: str | Path) -> str | None:
             return None
     except OSError as error:
         return f"{existing} cannot be written ({error.strerror})"
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def _divisor_below(number: int, limit: int) -> int:

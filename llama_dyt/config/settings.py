@@ -91,7 +91,8 @@ class ModelSettings:
     )
     flash_attention: bool = option(
         False,
-        "Use the flash-attn package's kernels on CUDA (it must be installed).",
+        "Use the flash-attn package's kernels on CUDA, in half precision; where it is not installed, torch's own flash "
+        "attention, with a notice.",
         short={"pretrain": "-a", "finetune": "-a", "benchmark": "-x"},
         spellings=("flash_attn", "xformers"),
     )

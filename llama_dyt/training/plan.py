@@ -20,6 +20,7 @@ from llama_dyt.config import check, cli
 from llama_dyt.config.options import Kind
 from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import DEFAULT_TOKENIZER
+from llama_dyt.config.speed import attention_function
 from llama_dyt.data.opening import check_data, is_countable, open_feeds, tokenizer_beside
 from llama_dyt.data.sample import build_sample_corpus
 from llama_dyt.data.sources import SAMPLE
@@ -309,7 +310,7 @@ def _model_config(
         intermediate_size=model.intermediate_size,
         vocab_size=len(tokenizer) if named and tokenizer is not None else None,
         max_position_embeddings=max(size.max_length, run.data.max_length) if named else None,
-        attn_implementation="flash_attention_2" if model.flash_attention and device_type() == "cuda" else "sdpa",
+        attn_implementation=attention_function(run, device_type()),
         **ids,
     )
 

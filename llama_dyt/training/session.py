@@ -25,6 +25,7 @@ from llama_dyt.boosters.materialize import WORKING_DTYPES
 from llama_dyt.config import check
 from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import FINETUNE_WARMUP_FRACTION
+from llama_dyt.config.speed import compiles
 from llama_dyt.data.sources import Source
 from llama_dyt.data.step import Step
 from llama_dyt.errors import LlamaDytError
@@ -183,6 +184,7 @@ class Session:
         layout += f" {booster.pp_style}" if booster.pp_style != "1f1b" else ""
         if booster.sequence_parallelism is not None:
             layout += f" {booster.sequence_parallelism}" + (f" sp {booster.sp}" if booster.sequence_ranks > 1 else "")
+        layout += ", layers compiled" if compiles(self.run, self.plan.device) else ""
         return (
             f"{self._model_in_words}, {booster.plugin} {booster.mixed_precision}{layout} on {world_size} "
             f"{self.plan.device} process{'es' if world_size > 1 else ''}, "

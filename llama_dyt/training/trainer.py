@@ -124,7 +124,7 @@ class Trainer:
         """
         lr = self.schedule.lr(self.progress.step - self.progress.skipped_steps)
         self.boosted.set_learning_rate(lr)
-        with probe or nullcontext():
+        with probe or nullcontext(), self.boosted.layers_as_written() if probe else nullcontext():
             share = self.boosted.forward_backward(step)
         loss, stops = sum_over_ranks([share, float(self._stop_signal)], self.boosted.device)
         if not math.isfinite(loss):
