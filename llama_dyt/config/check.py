@@ -15,7 +15,7 @@ from llama_dyt.config.capabilities import Capability, capability, plugins_able, 
 from llama_dyt.config.layout import pipeline_problems, sequence_problems
 from llama_dyt.config.run import RunConfig, all_options
 from llama_dyt.config.sizes import Size, read_size
-from llama_dyt.config.speed import attention_notices, compile_problems
+from llama_dyt.config.speed import attention_notices, checkpointing_problems, compile_problems
 from llama_dyt.config.validation import validation_problems
 from llama_dyt.errors import ConfigurationError
 
@@ -41,6 +41,7 @@ def collect_problems(run: RunConfig, world_size: int | None = None, device: str 
         # Ratios of numbers that are out of range would only repeat the same mistake in other words.
         return problems + list(_path_problems(run))
     problems += _model_problems(run, size)
+    problems += checkpointing_problems(run)
     if device is not None:
         try:
             problems += _booster_problems(run, capability(run.booster.plugin, device), device)
@@ -219,8 +220,11 @@ def _memory_problems(run: RunConfig, can: Capability, plugin: str) -> Iterator[s
                 f"--offload_param_frac {booster.offload_param_frac:g} needs --shard_param_frac 1 (it is {shard:g}) and "
                 f"--offload_optim_frac 1 (it is {optim:g}); give those, or leave it out"
             )
-    if booster.memory_limit is not None and not can.memory_plan:
-        yield f"--memory_limit {booster.memory_limit} has no effect with {plugin}; leave it out, or take gemini_auto"
+    if booster.memory_limit is not None and not can.memory_plan and not run.speed.auto_checkpointing:
+        yield (
+            f"--memory_limit {booster.memory_limit} has no effect with {plugin}; leave it out, or take gemini_auto "
+            "(or --auto_checkpointing, which plans with it)"
+        )
 
 
 def _layout_problems(run: RunConfig, size: Size | None, world_size: int | None) -> Iterator[str]:

@@ -283,7 +283,11 @@ class BoosterSettings:
         at_most=1,
     )
     memory_limit: int | None = option(
-        None, "gemini_auto: device memory it may plan with; none is all there is.", short="-m", metavar="MB", at_least=1
+        None,
+        "Device memory that gemini_auto and --auto_checkpointing may plan with; none is all there is.",
+        short="-m",
+        metavar="MB",
+        at_least=1,
     )
     warmup_ratio: float = option(
         0.8,

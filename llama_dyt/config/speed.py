@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """What makes steps faster and changes no result."""
+    """What makes steps faster, or spends time on memory, and changes no result."""
 
     compile: bool | None = option(
         None,
         "Compile the decoder layers with torch.compile, one graph for all of them. None compiles on CUDA where the "
         "plugin and the layout allow it, and not on a CPU, where a short run would only start later.",
+    )
+    auto_checkpointing: bool = option(
+        False,
+        "Recompute the activations of as few layers as the estimated memory of a rank allows: that of the device, of "
+        "this machine's processes together on a CPU, or --memory_limit.",
     )
 
 
@@ -42,6 +47,18 @@ def compile_problems(run: RunConfig, device: str) -> Iterator[str]:
     """Why layers cannot be compiled though the run asks for it."""
     if run.speed.compile and (obstacle := _obstacle(run, device)):
         yield f"--compile: {obstacle}"
+
+
+def checkpointing_problems(run: RunConfig) -> Iterator[str]:
+    """Two flags that each say which layers recompute."""
+    if not run.speed.auto_checkpointing:
+        return
+    for name, given in (
+        ("selective_checkpointing", run.model.selective_checkpointing is not None),
+        ("gradient_checkpoint", run.model.gradient_checkpoint),
+    ):
+        if given:
+            yield f"--auto_checkpointing contradicts --{name}, which says how many layers recompute; leave one out"
 
 
 def attention_function(run: RunConfig, device: str) -> str:

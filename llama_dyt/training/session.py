@@ -54,11 +54,20 @@ class Session:
         for warning in plan.warnings:
             say(plan, f"warning: {warning}")
         launch(self.run.run.seed, plan.environment)
+        if plan.recomputing is not None:
+            self._agree_on_recomputation()
         self.boosted = self._boost()
         self.grid = self.boosted.grid
         self.progress = Progress()
         if plan.checkpoint is not None:
             self._restore()
+
+    def _agree_on_recomputation(self) -> None:
+        """Have every rank recompute what the rank with the least memory must: layers may hold collectives."""
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, self.run.model.selective_checkpointing)
+        self.run = self.plan.run = self.run.replace(selective_checkpointing=max(shares))
+        say(self.plan, f"--auto_checkpointing: {self.plan.recomputing}")
 
     def _boost(self) -> Boosted:
         run, config = self.run, self.plan.model_config

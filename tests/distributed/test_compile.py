@@ -11,9 +11,9 @@ pytestmark = pytest.mark.distributed
 CASES = [
     (Layout("zero2", 2), {"gradient_checkpoint": True}),
     (Layout("fsdp", 2), {"selective_checkpointing": 0.5}),
-    (hybrid(2, pp=2), {}),
 ]
 OTHERS = [
+    (hybrid(2, pp=2), {}),
     *((Layout(plugin, 2), {}) for plugin in ("zero1", "zero2", "zero2_cpu", "ddp", "fsdp_cpu")),
     (Layout("hsdp", 4, flags=(("shard_size", 2),)), {"gradient_checkpoint": True}),
     (hybrid(2, zero=1), {}),
@@ -51,7 +51,7 @@ def test_compiled_code_equals_plain_pytorch(pool):
 @pytest.mark.parametrize(
     ("layout", "recompute"),
     [
-        (Layout("zero2", 1), False),
+        pytest.param(Layout("zero2", 1), False, marks=pytest.mark.matrix),
         (Layout("zero2", 1), True),
         pytest.param(hybrid(2, pp=2), True, marks=pytest.mark.matrix),
     ],
