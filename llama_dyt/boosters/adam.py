@@ -32,7 +32,8 @@ def fused_adam(
     eps: float,
     weight_decay: float,
     adamw_mode: bool = True,
-    div_scale: float = -1.0,
+    div_scale: float | torch.Tensor = -1.0,
+    found_inf: torch.Tensor | None = None,
 ) -> None:
     """One Adam step in place on tensors of one device; equals `torch.optim.AdamW(fused=True)` bit for bit.
 
@@ -40,7 +41,11 @@ def fused_adam(
         params, exp_avgs, exp_avg_sqs: fp32. grads: fp32, bf16 or fp16, overwritten if fp32 and div_scale is used.
         steps: the step number of each tensor, 1 for its first step.
         adamw_mode: decoupled weight decay; else L2 added to the gradient.
-        div_scale: gradients are divided by it when positive (loss scale times clipping factor).
+        div_scale: gradients are divided by it when positive (loss scale times clipping factor); a tensor, of any
+            device, is taken as positive.
+        found_inf: scalar; where it is not 0 on the device, nothing changes. None: always update.
+
+    Nothing here waits for a device that holds all of it: numbers of the host reach it as arguments of fills.
     """
     kernel = torch._fused_adamw_ if adamw_mode else torch._fused_adam_
     start = 0
@@ -51,14 +56,20 @@ def fused_adam(
             end += 1
         device = params[start].device
         part = slice(start, end)
-        divisor = torch.tensor(div_scale, dtype=torch.float32, device=device) if div_scale > 0 else None
+        divisor = _scalar(div_scale, device) if isinstance(div_scale, torch.Tensor) or div_scale > 0 else None
+        if found_inf is not None:
+            skip = _scalar(found_inf, device)
+        else:
+            skip = torch.zeros((), device=device) if divisor is not None else None
+        # The kernel only reads the counts, so parameters of one age share one.
+        counts = {step: _scalar(step, device) for step in set(steps[part])}
         kernel(
             list(params[part]),
             [grad.to(param.dtype) for grad, param in zip(grads[part], params[part], strict=True)],
             list(exp_avgs[part]),
             list(exp_avg_sqs[part]),
             [],
-            [torch.tensor(float(step), device=device) for step in steps[part]],
+            [counts[step] for step in steps[part]],
             lr=lr,
             beta1=beta1,
             beta2=beta2,
@@ -67,14 +78,25 @@ def fused_adam(
             amsgrad=False,
             maximize=False,
             grad_scale=divisor,
-            found_inf=torch.zeros((), device=device) if divisor is not None else None,
+            found_inf=skip,
         )
         start = end
 
 
+def _scalar(number: float | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A number as an fp32 scalar on `device`, as the fused kernel wants it. `torch.tensor(number, device="cuda")` would
+    be a copy that the host waits for, once a parameter and step."""
+    if isinstance(number, torch.Tensor):
+        return number.to(device, torch.float32)
+    return torch.full((), float(number), dtype=torch.float32, device=device)
+
+
 @torch.no_grad()
 def hybrid_adam_step(
-    self: HybridAdam, closure: Callable[[], float] | None = None, div_scale: float = -1
+    self: HybridAdam,
+    closure: Callable[[], float] | None = None,
+    div_scale: float | torch.Tensor = -1,
+    found_inf: torch.Tensor | None = None,
 ) -> float | None:
     """`HybridAdam.step` through `fused_adam`, on a CPU and on CUDA, offloaded or not, whatever the gradients' dtype.
 
@@ -112,6 +134,7 @@ def hybrid_adam_step(
                 weight_decay=group["weight_decay"],
                 adamw_mode=self.adamw_mode,
                 div_scale=div_scale,
+                found_inf=found_inf,
             )
     return loss
 

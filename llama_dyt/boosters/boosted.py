@@ -6,7 +6,7 @@ The trainer drives only this. The single place where pipeline and non-pipeline b
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,12 +19,17 @@ from colossalai.nn.optimizer import HybridAdam
 from colossalai.zero import LowLevelZeroOptimizer
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llama_dyt.config.capabilities import capability
 from llama_dyt.config.run import RunConfig
+from llama_dyt.config.speed import compiles
 from llama_dyt.models.families import FAMILIES
 
+from .compiled import CompiledLayers
+from .finite import stop_at_gradients_not_finite
 from .forward_pipeline import Criterion, ForwardPipeline
+from .fsdp import FsdpOptimizer
 from .grid import Grid, grid_of
 from .interface import Read, StepBatch, StepResult, TrainingState
 from .materialize import WORKING_DTYPES, materialize
@@ -69,11 +74,19 @@ class Boosted:
         self.model, self.optimizer, *_ = self._booster.boost(model, optimizer)
         self.optimizer._verbose = self.optimizer.verbose = False  # a skipped step is told once, by the trainer
         self.module: nn.Module = self.model.unwrap()
+        stop_at_gradients_not_finite(self.optimizer)
         self.scaler = LossScaler(self.optimizer)
         self.state: TrainingState = self._make_state(shapes)
         self.state.scatter(read)
+        self._compiled = CompiledLayers(self._own_layers()) if compiles(run, self.device.type) else None
         self._forward_pipeline: ForwardPipeline | None = None
         self.model.train()
+
+    def _own_layers(self) -> list[nn.Module]:
+        """The decoder layers of this rank; a pipeline leaves something else of those of other stages."""
+        family = FAMILIES[self.module.config.model_type]
+        layers = getattr(getattr(self.module, family.decoder), family.layers)
+        return [layer for layer in layers if isinstance(layer, GradientCheckpointingLayer)]
 
     def _make_state(self, shapes: dict[str, torch.Size]) -> TrainingState:
         if self.run.booster.plugin.startswith("gemini"):
@@ -148,7 +161,13 @@ class Boosted:
         return (loss if loss is not None else torch.zeros((), device=self.device)) / self._replicas
 
     def _to_device(self, micro_batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self.device.type == "cuda":  # from pinned memory the host need not wait for the copy
+            micro_batch = {key: tensor.pin_memory() for key, tensor in micro_batch.items()}
         return {key: tensor.to(self.device, non_blocking=True) for key, tensor in micro_batch.items()}
+
+    def layers_as_written(self) -> AbstractContextManager[None]:
+        """Inside it no decoder layer is compiled, so that hooks on what is in them are called."""
+        return self._compiled.eager() if self._compiled is not None else nullcontext()
 
     # --- no step -------------------------------------------------------------------------------------------------
 
@@ -176,14 +195,38 @@ class Boosted:
 
     # --- the rest of a step --------------------------------------------------------------------------------------
 
-    def optimizer_step(self) -> StepResult:
-        """Clip, update the weights, clear the gradients. The learning rate is set by `set_learning_rate` before."""
+    def optimizer_step(self, loss: torch.Tensor | None = None) -> StepResult:
+        """Clip, update the weights, clear the gradients. The learning rate is set by `set_learning_rate` before.
+
+        Where the gradient is not finite no weight changes.
+
+        Args:
+            loss: the global batch's, on the device, where the caller has not looked at it yet: unless it is finite, no
+                weight changes either. Only a booster that `runs_ahead` may be asked this.
+
+        Raises:
+            NonFiniteGradientError: it is not, and the plugin's optimizer has the norm on the host. Of the others (fsdp,
+                hsdp) `StepResult.norm` tells.
+        """
+        if isinstance(self.optimizer, FsdpOptimizer):
+            self.optimizer.loss = loss
         self.optimizer.step()
         skipped = self.scaler.last_step_skipped
         scale = self.scaler.last_scale if self.scaler.enabled else 1.0
-        norm = None if skipped else float(self.optimizer.get_grad_norm()) / scale
+        norm = None if skipped else self.optimizer.get_grad_norm() / scale
         self.optimizer.zero_grad()
-        return StepResult(grad_norm=norm, skipped=skipped, loss_scale=scale)
+        return StepResult(norm=norm, skipped=skipped, loss_scale=scale)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step asks nothing of the host but to start it: then its outcome is best read a step later, while
+        the device works. fp16 needs the host to tell what overflowed, and offloaded shards are the host's."""
+        return (
+            self.device.type == "cuda"
+            and isinstance(self.optimizer, FsdpOptimizer)
+            and not self.plugin.cpu_offload
+            and not self.scaler.enabled
+        )
 
     def sum_over_data_ranks(self, count: int) -> int:
         """Sum of a whole number over the data-parallel ranks; collective over all ranks, exact."""
@@ -202,9 +245,21 @@ class Boosted:
 
 def sum_over_ranks(values: Iterable[torch.Tensor | float], device: torch.device) -> list[float]:
     """Sum of each value over every rank of the run, in one collective; the same floats on all ranks."""
-    packed = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device).reshape(()) for v in values])
+    return summed_over_ranks(values, device).tolist()
+
+
+def summed_over_ranks(values: Iterable[torch.Tensor | float], device: torch.device) -> torch.Tensor:
+    """The same, left on the device: (len(values),) fp32."""
+    packed = torch.stack(
+        [
+            value.to(device, torch.float32).reshape(())
+            if isinstance(value, torch.Tensor)
+            else torch.full((), value, dtype=torch.float32, device=device)  # a fill; a copy would wait
+            for value in values
+        ]
+    )
     dist.all_reduce(packed)
-    return packed.tolist()
+    return packed
 
 
 def peak_memory_mb() -> float:

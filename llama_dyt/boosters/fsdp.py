@@ -138,6 +138,7 @@ class FsdpOptimizer(OptimizerWrapper):
     """Steps an Adam on this rank's shards: skips on overflow, clips by the norm of the whole gradient.
 
     Attributes:
+        loss: of the step, on the device: unless it is finite, or None, no weight changes.
         mixed_precision_mixin: the fp16 loss scaler (`scaler.LossScaler` finds it by this name); None otherwise.
     """
 
@@ -146,7 +147,8 @@ class FsdpOptimizer(OptimizerWrapper):
         self._max_norm = plugin.max_norm
         self._device = plugin.device
         self._shard_group = shard_group(plugin.mesh)
-        self._grad_norm: float | None = None
+        self._grad_norm: torch.Tensor | None = None
+        self.loss: torch.Tensor | None = None
         self.mixed_precision_mixin = _ShardScaler(self, plugin.initial_scale) if plugin.precision == "fp16" else None
 
     def backward(self, loss: torch.Tensor, inputs: Any = None, retain_graph: bool = False, **kwargs: Any) -> None:
@@ -164,7 +166,11 @@ class FsdpOptimizer(OptimizerWrapper):
         ]
 
     def step(self, closure: Any = None) -> None:
-        """One optimizer step, or none where an fp16 gradient overflowed on any rank."""
+        """One optimizer step, or none where an fp16 gradient overflowed on any rank.
+
+        Where the gradient is not finite no weight changes, which the device sees to: outside of fp16 the host waits for
+        nothing here. It learns of it from the norm.
+        """
         scale = 1.0
         if self.mixed_precision_mixin is not None:
             if self.mixed_precision_mixin.should_skip_step():
@@ -174,17 +180,20 @@ class FsdpOptimizer(OptimizerWrapper):
         self._grad_norm = self._global_norm()
         # As `LowLevelZeroOptimizer._unscale_and_clip_grads` does: one division for the loss scale and the clipping.
         over = (self._grad_norm / scale + 1e-6) / self._max_norm
-        divisor = scale * max(over, 1.0)
-        self.optim.step(div_scale=divisor if divisor != 1.0 else -1.0)
+        finite = torch.isfinite(self._grad_norm)
+        if self.loss is not None:
+            finite = finite & torch.isfinite(self.loss)
+        self.optim.step(div_scale=scale * over.clamp(min=1.0), found_inf=~finite)
 
-    def _global_norm(self) -> float:
-        """2-norm of the whole gradient, loss scale included; the same on all ranks. Collective."""
+    def _global_norm(self) -> torch.Tensor:
+        """2-norm of the whole gradient, loss scale included, an fp64 scalar on the device; the same on all ranks.
+        Collective."""
         norms = torch._foreach_norm(self.local_gradients())
         squares = torch.stack(norms).double().square().sum().to(self._device)
         dist.all_reduce(squares, group=self._shard_group)
-        return squares.sqrt().item()
+        return squares.sqrt()
 
-    def get_grad_norm(self, norm_type: float = 2.0, **kwargs: Any) -> float | None:
+    def get_grad_norm(self, norm_type: float = 2.0, **kwargs: Any) -> torch.Tensor | None:
         """Norm of the last step's gradient before clipping, loss scale included; None when the step was skipped."""
         return self._grad_norm
 

@@ -36,14 +36,24 @@ class StepResult:
     """Outcome of one optimizer step.
 
     Attributes:
-        grad_norm: global 2-norm of the whole gradient, before clipping, loss scale removed; None when it overflowed.
+        norm: global 2-norm of the whole gradient, before clipping, loss scale removed; None when it overflowed. Perhaps
+            still on the device.
         skipped: True if fp16 gradients overflowed and no weight moved.
         loss_scale: scale the backward used; 1.0 outside fp16.
     """
 
-    grad_norm: float | None
+    norm: float | torch.Tensor | None
     skipped: bool
     loss_scale: float
+
+    @property
+    def grad_norm(self) -> float | None:
+        """`norm` as a number; waits for the device where it is there."""
+        return None if self.norm is None else float(self.norm)
+
+
+class NonFiniteGradientError(ArithmeticError):
+    """The norm of the gradient, its only argument, is not finite; no weight has changed. The same on all ranks."""
 
 
 class TrainingState(Protocol):

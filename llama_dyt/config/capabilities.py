@@ -26,7 +26,8 @@ class Capability:
         clipping: it can clip the global gradient norm, and report it.
         accumulation: several micro batches can make one optimizer step.
         offload: how model data may leave the device.
-        compile: layers may be compiled before boosting (Gemini's tensor hooks cannot be traced).
+        compile: decoder layers may be compiled (Gemini's tensor hooks cannot be traced); `speed.py` names the
+            layouts in which they may not.
         float8: --fp8: it keeps linear layers as they are, and their parameters where they can be read.
         tensor_parallel, pipeline_parallel, extra_data_parallel: --tp, --pp, --extra_dp above 1.
         sequence_parallel: the values of --sp_mode it accepts.

@@ -6,7 +6,6 @@ fields. What a dataset, a tokenizer or a checkpoint holds is checked by the part
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from llama_dyt.config.layout import pipeline_problems, sequence_problems
 from llama_dyt.config.precision import precision_problems
 from llama_dyt.config.run import RunConfig, all_options
 from llama_dyt.config.sizes import Size, read_size
+from llama_dyt.config.speed import attention_notices, checkpointing_problems, compile_problems
 from llama_dyt.config.validation import validation_problems
 from llama_dyt.config.writable import why_not_writable
 from llama_dyt.errors import ConfigurationError
@@ -43,16 +43,13 @@ def collect_problems(run: RunConfig, world_size: int | None = None, device: str 
         # Ratios of numbers that are out of range would only repeat the same mistake in other words.
         return problems + list(_path_problems(run))
     problems += _model_problems(run, size)
+    problems += checkpointing_problems(run)
     if device is not None:
         try:
             problems += _booster_problems(run, capability(run.booster.plugin, device), device)
+            problems += compile_problems(run, device)
         except ConfigurationError as error:
             problems += error.problems
-        if run.model.flash_attention and device.startswith("cuda") and not _installed("flash_attn"):
-            problems.append(
-                "--flash_attention: the flash-attn package is not installed; "
-                "pip install -r requirements-cuda.txt, or leave the flag out"
-            )
     problems += _layout_problems(run, size, world_size)
     problems += pipeline_problems(run, size)
     problems += sequence_problems(run, size)
@@ -93,8 +90,8 @@ def warnings(
         )
     if run.booster.mbs is not None and run.booster.pp == 1 and run.booster.mbs != 1:
         found.append(f"--mbs {run.booster.mbs} has an effect only with --pp above 1")
-    if run.model.flash_attention and device is not None and device.startswith("cpu"):
-        found.append("--flash_attention has no effect on a CPU: torch's scaled dot product attention is used")
+    if device is not None:
+        found += attention_notices(run, device)
     return found
 
 
@@ -227,8 +224,11 @@ def _memory_problems(run: RunConfig, can: Capability, plugin: str) -> Iterator[s
                 f"--offload_param_frac {booster.offload_param_frac:g} needs --shard_param_frac 1 (it is {shard:g}) and "
                 f"--offload_optim_frac 1 (it is {optim:g}); give those, or leave it out"
             )
-    if booster.memory_limit is not None and not can.memory_plan:
-        yield f"--memory_limit {booster.memory_limit} has no effect with {plugin}; leave it out, or take gemini_auto"
+    if booster.memory_limit is not None and not can.memory_plan and not run.speed.auto_checkpointing:
+        yield (
+            f"--memory_limit {booster.memory_limit} has no effect with {plugin}; leave it out, or take gemini_auto "
+            "(or --auto_checkpointing, which plans with it)"
+        )
 
 
 def _layout_problems(run: RunConfig, size: Size | None, world_size: int | None) -> Iterator[str]:
@@ -306,10 +306,6 @@ def _path_problems(run: RunConfig) -> Iterator[str]:
             reason = why_not_writable(folder)
             if reason is not None:
                 yield f"--{name} {folder}: {reason}; give a folder that can be written"
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def _divisor_below(number: int, limit: int) -> int:

@@ -22,6 +22,7 @@ from llama_dyt.config.settings import (
     OptimizerSettings,
     RunSettings,
 )
+from llama_dyt.config.speed import SpeedSettings
 from llama_dyt.config.suggest import unknown
 from llama_dyt.config.validation import ValidationSettings
 from llama_dyt.config.yaml_file import KIND_KEY, canonical_values, dump, load_mapping
@@ -57,6 +58,7 @@ class RunConfig:
     optimizer: OptimizerSettings = OptimizerSettings()
     booster: BoosterSettings = BoosterSettings()
     precision: PrecisionSettings = PrecisionSettings()
+    speed: SpeedSettings = SpeedSettings()
     run: RunSettings = RunSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 

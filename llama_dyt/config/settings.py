@@ -91,7 +91,8 @@ class ModelSettings:
     )
     flash_attention: bool = option(
         False,
-        "Use the flash-attn package's kernels on CUDA (it must be installed).",
+        "Use the flash-attn package's kernels on CUDA, in half precision; where it is not installed, torch's own flash "
+        "attention, with a notice.",
         short={"pretrain": "-a", "finetune": "-a", "benchmark": "-x"},
         spellings=("flash_attn", "xformers"),
     )
@@ -282,7 +283,11 @@ class BoosterSettings:
         at_most=1,
     )
     memory_limit: int | None = option(
-        None, "gemini_auto: device memory it may plan with; none is all there is.", short="-m", metavar="MB", at_least=1
+        None,
+        "Device memory that gemini_auto and --auto_checkpointing may plan with; none is all there is.",
+        short="-m",
+        metavar="MB",
+        at_least=1,
     )
     warmup_ratio: float = option(
         0.8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llama_dyt.config.speed import compiles
 from llama_dyt.models import count_parameters
 
 from .memory import MemoryEstimate, estimate_memory, stage_parts
@@ -25,6 +26,9 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
     print(f"# parameters      {num_parameters:,}")
     print(f"# processes       {world_size} ({plan.device}), data-parallel {run.booster.data_parallel_size(world_size)}")
     print(f"# tokens a step   {tokens:,}")
+    print(f"# compiled layers {'yes' if compiles(run, plan.device) else 'no'}")
+    if plan.recomputing is not None:
+        print(f"# recomputation   {plan.recomputing}")
     if total_steps is not None:
         print(f"# steps           {total_steps:,} ({total_steps * tokens:,} tokens)")
     for chosen in plan.validation:

@@ -59,15 +59,21 @@ def stage_parts(run: RunConfig, config: PretrainedConfig) -> list[StagePart]:
 
 
 def estimate_memory(
-    run: RunConfig, config: PretrainedConfig, world_size: int, local_world_size: int | None = None
+    run: RunConfig,
+    config: PretrainedConfig,
+    world_size: int,
+    local_world_size: int | None = None,
+    parts: list[StagePart] | None = None,
 ) -> list[MemoryEstimate]:
     """Estimates for one rank of each pipeline stage of `run` on `world_size` processes.
 
     Args:
         local_world_size: processes of one machine; None: all.
+        parts: `stage_parts(run, config)`, where the caller has them.
     """
     ranks = _sharding_ranks(run, world_size, local_world_size)
-    return [_of_stage(run, config, stage, part, ranks) for stage, part in enumerate(stage_parts(run, config))]
+    parts = parts or stage_parts(run, config)
+    return [_of_stage(run, config, stage, part, ranks) for stage, part in enumerate(parts)]
 
 
 def _of_stage(run: RunConfig, config: PretrainedConfig, stage: int, part: StagePart, ranks: int) -> MemoryEstimate:

@@ -20,6 +20,7 @@ from llama_dyt.config import check, cli
 from llama_dyt.config.options import Kind
 from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import DEFAULT_TOKENIZER
+from llama_dyt.config.speed import attention_function
 from llama_dyt.data.opening import check_data, is_countable, open_feeds, tokenizer_beside
 from llama_dyt.data.sample import build_sample_corpus
 from llama_dyt.data.sources import SAMPLE
@@ -28,6 +29,7 @@ from llama_dyt.data.validation import ValidationSet, choose_sets
 from llama_dyt.errors import ConfigurationError, LlamaDytError
 from llama_dyt.models import build_config, empty_model, use_float8, why_no_float8
 
+from .recompute_share import ChosenShare, choose_share
 from .restore import Checkpoint, complete_steps, find_checkpoint
 from .tracking import METRICS_FILE, read_metrics
 
@@ -48,6 +50,7 @@ class Plan:
         dataset: the path or hub name to read (the built corpus's for `sample`); None for the benchmark.
         held_out: text that `sample` keeps out of training; None for other datasets.
         validation: the sets to validate on; empty without validation.
+        recomputing: what --auto_checkpointing chose; `run` has it as --selective_checkpointing.
     """
 
     run: RunConfig
@@ -60,6 +63,7 @@ class Plan:
     dataset: str | None = None
     held_out: str | None = None
     validation: list[ValidationSet] = field(default_factory=list)
+    recomputing: ChosenShare | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -149,6 +153,14 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
         shapes = {name: parameter.shape for name, parameter in empty_model(model_config).named_parameters()}
         found.attempt(lambda: checkpoint.check_fits(shapes))
     found.raise_if_any()
+    recomputing = None
+    if run.speed.auto_checkpointing:
+        recomputing = choose_share(run, model_config, environment, device)
+        run = run.replace(selective_checkpointing=recomputing.share, auto_checkpointing=False)
+        if not recomputing.fits:
+            notes.append(
+                f"--auto_checkpointing: {recomputing}; take smaller batches, more processes or a plugin that cuts more"
+            )
     return Plan(
         run=run,
         environment=environment,
@@ -160,6 +172,7 @@ def make_plan(kind: Kind, argv: Sequence[str] | None = None) -> Plan:
         dataset=dataset,
         held_out=held_out,
         validation=validation,
+        recomputing=recomputing,
         warnings=list(dict.fromkeys(str(w.message) for w in caught))
         + notes
         + check.warnings(run, environment.world_size, device),
@@ -316,7 +329,7 @@ def _model_config(
         intermediate_size=model.intermediate_size,
         vocab_size=len(tokenizer) if named and tokenizer is not None else None,
         max_position_embeddings=max(size.max_length, run.data.max_length) if named else None,
-        attn_implementation="flash_attention_2" if model.flash_attention and device_type() == "cuda" else "sdpa",
+        attn_implementation=attention_function(run, device_type()),
         **ids,
     )
 

@@ -25,6 +25,7 @@ from llama_dyt.boosters.materialize import WORKING_DTYPES
 from llama_dyt.config import check
 from llama_dyt.config.run import RunConfig
 from llama_dyt.config.settings import FINETUNE_WARMUP_FRACTION
+from llama_dyt.config.speed import compiles
 from llama_dyt.data.sources import Source
 from llama_dyt.data.step import Step
 from llama_dyt.errors import LlamaDytError
@@ -53,11 +54,20 @@ class Session:
         for warning in plan.warnings:
             say(plan, f"warning: {warning}")
         launch(self.run.run.seed, plan.environment)
+        if plan.recomputing is not None:
+            self._agree_on_recomputation()
         self.boosted = self._boost()
         self.grid = self.boosted.grid
         self.progress = Progress()
         if plan.checkpoint is not None:
             self._restore()
+
+    def _agree_on_recomputation(self) -> None:
+        """Have every rank recompute what the rank with the least memory must: layers may hold collectives."""
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, self.run.model.selective_checkpointing)
+        self.run = self.plan.run = self.run.replace(selective_checkpointing=max(shares))
+        say(self.plan, f"--auto_checkpointing: {self.plan.recomputing}")
 
     def _boost(self) -> Boosted:
         run, config = self.run, self.plan.model_config
@@ -187,6 +197,7 @@ class Session:
             layout += f" {booster.sequence_parallelism}" + (f" sp {booster.sp}" if booster.sequence_ranks > 1 else "")
         layout += f", fp8 {self.run.precision.fp8}" if self.run.precision.fp8 is not None else ""
         layout += " emulated" if self.run.precision.fp8_emulate else ""
+        layout += ", layers compiled" if compiles(self.run, self.plan.device) else ""
         return (
             f"{self._model_in_words}, {booster.plugin} {booster.mixed_precision}{layout} on {world_size} "
             f"{self.plan.device} process{'es' if world_size > 1 else ''}, "

@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from llama_dyt.boosters.boosted import Boosted, peak_memory_mb, sum_over_ranks
-from llama_dyt.boosters.interface import StepResult
+from llama_dyt.boosters.boosted import Boosted, peak_memory_mb, summed_over_ranks
+from llama_dyt.boosters.interface import NonFiniteGradientError, StepResult
+from llama_dyt.boosters.reading import Reading
 from llama_dyt.data.loader import Step
 from llama_dyt.errors import TrainingError
 
@@ -58,14 +60,36 @@ class Ending(StrEnum):
     INTERRUPTED = "saved and stopped on a signal"
 
 
-@dataclass(frozen=True)
 class StepOutcome:
-    """One optimizer step: the global batch's mean token loss, and what the optimizer did."""
+    """One optimizer step: the global batch's mean token loss, and what the optimizer did.
 
-    loss: float
-    lr: float
-    result: StepResult
-    stop_asked: bool
+    Its numbers may still be on their way from the device; asking for one waits until they are there.
+
+    Args:
+        step: its number, from 1.
+        totals: over all ranks, (2,): the loss, and how many were asked to stop.
+    """
+
+    def __init__(self, step: int, lr: float, totals: torch.Tensor, result: StepResult) -> None:
+        self.step = step
+        self.lr = lr
+        self.result = result
+        norm = 0.0 if result.norm is None else result.norm
+        if not isinstance(norm, torch.Tensor):
+            norm = totals.new_full((), norm)
+        self._reading = Reading(torch.cat([totals, norm.to(totals).reshape(1)]))
+
+    @property
+    def loss(self) -> float:
+        return self._reading.values()[0]
+
+    @property
+    def stop_asked(self) -> bool:
+        return self._reading.values()[1] > 0
+
+    @property
+    def norm_is_finite(self) -> bool:
+        return math.isfinite(self._reading.values()[2])
 
 
 @dataclass(frozen=True)
@@ -110,7 +134,9 @@ class Trainer:
         self._validation = validation
         self._validated_step = progress.step
         self._saved_step = progress.step  # where a resumed run starts; a new one has nothing to save yet
-        self._stop_signal = False
+        self._stop_signal = False  # this process was asked to end
+        self._stopping = False  # any was, as all of them learned by a step's outcome
+        self._unsettled: StepOutcome | None = None
         self.num_bad_lines = 0
         self.sources: dict[str, int] = {}
 
@@ -119,17 +145,27 @@ class Trainer:
     def train_step(self, step: Step, probe: SaturationProbe | None = None) -> StepOutcome:
         """Forward, backward and update of one optimizer step.
 
+        Where the booster runs ahead of the host, nothing here waits for the device: what the step gave is looked at by
+        `settle`, which the next step calls once it has been started. Elsewhere it is looked at before the update.
+
         Raises:
-            TrainingError: the loss is not finite; raised on every rank, before any weight has moved.
+            TrainingError: loss or gradient are not finite, of this step or of the one before; raised on every rank, and
+                no weight was changed by that step.
         """
         lr = self.schedule.lr(self.progress.step - self.progress.skipped_steps)
         self.boosted.set_learning_rate(lr)
-        with probe or nullcontext():
+        with probe or nullcontext(), self.boosted.layers_as_written() if probe else nullcontext():
             share = self.boosted.forward_backward(step)
-        loss, stops = sum_over_ranks([share, float(self._stop_signal)], self.boosted.device)
-        if not math.isfinite(loss):
-            raise TrainingError(self._not_finite(loss))
-        result = self.boosted.optimizer_step()
+        totals = summed_over_ranks([share, float(self._stop_signal)], self.boosted.device)
+        number = self.progress.step + 1
+        unseen = self.boosted.runs_ahead
+        if not unseen:
+            self._require_finite("loss", float(totals[0]), number)
+        try:
+            result = self.boosted.optimizer_step(totals[0] if unseen else None)
+        except NonFiniteGradientError as error:
+            self._require_finite("gradient norm", error.args[0], number)
+        outcome = StepOutcome(number, lr, totals, result)
         self.progress.step += 1
         self.progress.skipped_steps += result.skipped
         self.progress.tokens_seen += step.num_tokens
@@ -138,15 +174,34 @@ class Trainer:
         self.sources = step.sources
         for notice in step.notices:
             self.tracker.say(f"step {self.progress.step}: {notice}")
-        return StepOutcome(loss=loss, lr=lr, result=result, stop_asked=stops > 0)
+        self.settle()
+        self._unsettled = outcome
+        if not self.boosted.runs_ahead:
+            self.settle()
+        return outcome
 
-    def _not_finite(self, loss: float) -> str:
+    def settle(self) -> None:
+        """Look at the last step's outcome, if that has not been done: before logging, saving, validating and the end.
+
+        Raises:
+            TrainingError: its loss or gradient is not finite.
+        """
+        outcome, self._unsettled = self._unsettled, None
+        if outcome is None:
+            return
+        self._require_finite("loss", outcome.loss, outcome.step)
+        if not outcome.norm_is_finite:
+            self._require_finite("gradient norm", outcome.result.grad_norm, outcome.step)
+        self._stopping = self._stopping or outcome.stop_asked
+
+    def _require_finite(self, what: str, value: float, step: int) -> None:
+        if math.isfinite(value):
+            return
         last = self.writer.last_path if self.writer else None
         remedy = f"resume from {last} with a lower --lr" if last else "lower --lr or use --mixed_precision bf16"
-        return (
-            f"loss is {loss} at step {self.progress.step + 1}: stopped before the weights were changed; {remedy} "
-            f"(last checkpoint: {last or 'none'})"
-        )
+        left_out = self.boosted.runs_ahead  # the device did so; the host learns of it when the next step has begun
+        when = "that step's update was left out" if left_out else "stopped before the weights were changed"
+        raise TrainingError(f"{what} is {value} at step {step}: {when}; {remedy} (last checkpoint: {last or 'none'})")
 
     # --- the run -------------------------------------------------------------------------------------------------
 
@@ -180,20 +235,25 @@ class Trainer:
                         f"step {self.progress.step}: fp16 gradients overflowed at loss scale "
                         f"{outcome.result.loss_scale:g}, step skipped ({self.progress.skipped_steps} so far)"
                     )
+                validation_due = self._validation and self.progress.step % self._validation.interval == 0
+                save_due = self._save_interval and self.progress.step % self._save_interval == 0
+                if record_due or validation_due or save_due:
+                    self.settle()
                 if record_due:
                     self.tracker.log(self._record(outcome, window, probe))
                     window = _Window()
-                if outcome.stop_asked:
+                if self._stopping:
                     ending = Ending.INTERRUPTED
                     break
-                if self._validation and self.progress.step % self._validation.interval == 0:
+                if validation_due:
                     if not self.validate():
                         ending = Ending.INTERRUPTED
                         break
                     window = _Window()
-                if self._save_interval and self.progress.step % self._save_interval == 0:
+                if save_due:
                     self.save()
                     window = _Window()  # a save is no training time
+            self.settle()
             last_due = self._validation and self._validated_step != self.progress.step
             if last_due and ending is not Ending.INTERRUPTED and not self.validate():
                 ending = Ending.INTERRUPTED
@@ -216,7 +276,12 @@ class Trainer:
         return True
 
     def save(self) -> None:
-        """Write a checkpoint of the present step; all ranks call it."""
+        """Write a checkpoint of the present step; all ranks call it.
+
+        Raises:
+            TrainingError: the step was no good.
+        """
+        self.settle()
         generators: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(generators, rng_state())
         grid = self.boosted.grid

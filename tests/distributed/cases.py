@@ -189,7 +189,7 @@ def _own_layers(boosted: Boosted) -> list[LlamaDytDecoderLayer]:
 
 def _count_layer_runs(boosted: Boosted) -> Counter[int]:
     runs: Counter[int] = Counter()
-    for layer in _own_layers(boosted):
+    for layer in [] if boosted.run.speed.compile else _own_layers(boosted):  # a graph has no place for what hooks do
         layer.self_attn.register_forward_pre_hook(lambda attention, _: runs.update([attention.layer_idx]))
     return runs
 

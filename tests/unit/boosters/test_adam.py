@@ -116,3 +116,18 @@ def test_adam_without_bias_correction_is_refused():
     give_gradients(params, 0, torch.float32)
     with pytest.raises(NotImplementedError, match="bias correction"):
         optimizer.step()
+
+
+def test_a_divisor_on_the_device_is_the_number_it_holds_and_what_is_not_finite_is_left_out():
+    options = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+    results = []
+    for divisor, found in ((2.5, None), (torch.tensor(2.5, dtype=torch.float64), torch.tensor(False))):
+        torch.manual_seed(0)
+        tensors = [[torch.randn(7, 5), torch.randn(3)] for _ in range(2)]
+        moments = [[torch.zeros(7, 5), torch.zeros(3)] for _ in range(2)]
+        fused_adam(*tensors, *moments, [3, 4], div_scale=divisor, found_inf=found, **options)
+        results.append([*tensors[0], *moments[0], *moments[1]])
+        before = [tensor.clone() for tensor in results[-1]]
+        fused_adam(*tensors, *moments, [4, 5], div_scale=divisor, found_inf=torch.tensor(True), **options)
+        assert all(torch.equal(a, b) for a, b in zip(before, results[-1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

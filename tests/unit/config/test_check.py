@@ -244,14 +244,6 @@ def test_save_dir_and_dataset_cannot_be_taken_away():
     assert [problem.split()[0] for problem in problems] == ["--dataset", "--save_dir"]
 
 
-def test_flash_attention_needs_its_package_on_cuda_only(monkeypatch):
-    monkeypatch.setattr("llama_dyt.config.check._installed", lambda package: False)
-    (problem,) = problems_of(flash_attention=True, device="cuda")
-    assert "requirements-cuda.txt" in problem
-    assert problems_of(flash_attention=True, device="cpu") == []
-    assert len(warnings(RunConfig.build(flash_attention=True), 1, "cpu")) == 1
-
-
 @pytest.mark.parametrize(("warmup", "steps", "warned"), [(10, 10, True), (11, 10, True), (9, 10, False), (0, 1, False)])
 def test_a_warmup_not_shorter_than_the_run_is_warned_about(warmup, steps, warned):
     run = RunConfig.build(warmup_steps=warmup, max_steps=steps)

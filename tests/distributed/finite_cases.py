@@ -1,0 +1,80 @@
+"""Cases in which a loss or a gradient is not finite, or is looked at a step late.
+
+Its own file because they spoil a single step, and force on a CPU what a booster does on CUDA alone.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from llama_dyt.boosters.boosted import Boosted
+from llama_dyt.boosters.interface import NonFiniteGradientError
+from llama_dyt.errors import TrainingError
+from tests.distributed import cases, small_run, training_cases
+from tests.distributed.small_run import Layout
+
+
+def spoiled_gradient(layout: Layout, precision: str) -> tuple[str, list[str]]:
+    """Two steps, the second with one gradient of nan on the ranks that read the first rows.
+
+    Returns:
+        How it was told, and the names of the weights that changed all the same.
+    """
+    run = small_run.run_config(layout, precision)
+    spoil = {"now": False}
+
+    def to_nan(name: str, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("nan") if spoil["now"] and name.endswith("0.mlp.up_proj.weight") else gradient
+
+    with mock.patch.dict(cases.FAULTS, {"nan": to_nan}):
+        boosted = cases.boost(run, fault="nan")
+        first, second = islice(small_run.batches(run, boosted.grid.dp_rank, boosted.grid.dp_size), 2)
+        boosted.forward_backward(first)
+        boosted.optimizer_step()
+        before = cases.gathered(boosted)
+        spoil["now"] = boosted.grid.dp_rank == 0
+        boosted.forward_backward(second)
+        try:
+            told = f"norm {boosted.optimizer_step().grad_norm}"
+        except NonFiniteGradientError as error:
+            told = f"raised {error.args[0]}"
+    after = cases.gathered(boosted)
+    return told, [name for name in before if not torch.equal(before[name], after[name])]
+
+
+def read_late(layout: Layout, precision: str, late: bool) -> training_cases.Trace:
+    """Some steps whose outcome is looked at a step late, as on CUDA, or at once."""
+    with mock.patch.object(Boosted, "runs_ahead", late):
+        trainer, trace = training_cases.start(small_run.run_config(layout, precision)), training_cases.Trace()
+        with training_cases.open_batches(trainer, None) as batches:
+            training_cases.follow(trainer, batches, trace, 5)
+        trainer.settle()
+        return training_cases.finish(trainer, trace)
+
+
+def spoiled_and_read_late(layout: Layout, folder: str, save: bool) -> tuple[list[str], list[str], list[str]]:
+    """A loss of nan, with a gradient that is finite, in the second step, looked at a step late.
+
+    Returns:
+        What was raised and when, the names of weights that the second step changed, and what was saved.
+    """
+    raised: list[str] = []
+    with mock.patch.object(Boosted, "runs_ahead", True):
+        trainer = training_cases.start(small_run.run_config(layout, "fp32"), Path(folder))
+        forward_backward = trainer.boosted.forward_backward
+        steps = iter(small_run.batches(trainer.boosted.run, trainer.boosted.grid.dp_rank, trainer.boosted.grid.dp_size))
+        trainer.train_step(next(steps))
+        before = training_cases.tensors_of(trainer)
+        with mock.patch.object(trainer.boosted, "forward_backward", lambda step: forward_backward(step) * float("nan")):
+            trainer.train_step(next(steps))
+        after = training_cases.tensors_of(trainer)
+        try:
+            trainer.save() if save else trainer.train_step(next(steps))
+        except TrainingError as error:
+            raised.append(str(error))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    return raised, changed, sorted(path.name for path in Path(folder).iterdir())
