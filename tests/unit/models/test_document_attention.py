@@ -198,8 +198,8 @@ def test_positions_that_start_anew_still_part_documents_where_nothing_else_is_sa
     """transformers' own convention, which a caller of the model may rely on."""
     model, batch = model_with("sdpa"), packed()
     numbers = batch.pop("document_ids")
-    apart = model(**batch, use_cache=False).logits
-    assert torch.equal(apart, model(**batch, document_ids=numbers).logits)
+    apart = model(**batch, use_cache=False, skip_logits=False).logits
+    assert torch.equal(apart, model(**batch, document_ids=numbers, skip_logits=False).logits)
 
 
 def test_padding_and_cache_are_refused():
