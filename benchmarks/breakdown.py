@@ -59,8 +59,10 @@ def operations(profiler: Any) -> tuple[list[tuple[str, float]], float]:
 
     kernels = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
     if kernels:
+        # What spans several kernels under a name of its own, such as an optimizer's step, is no kernel.
+        kernels = [event for event in kernels if not getattr(event, "is_user_annotation", False)]
         spans = [(event.name, event.time_range.start, event.time_range.end) for event in kernels]
-        spans = [span for span in spans if not span[0].startswith(("Optimizer.", "ProfilerStep"))]  # annotations
+        spans = [span for span in spans if not span[0].startswith(("Optimizer.", "ProfilerStep", "## Call"))]
         busy = union_seconds([(start, end) for _, start, end in spans]) / 1e6
         return [(name, (end - start) / 1e6) for name, start, end in spans], busy
     own: dict[str, float] = defaultdict(float)

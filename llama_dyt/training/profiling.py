@@ -43,7 +43,7 @@ def profile_steps(trainer: Trainer, steps: Iterator[Step], folder: Path, write: 
         The table of the largest operators by their own time on the device, with the files' names below it.
     """
     profiler = profiled(trainer, steps)
-    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     table = profiler.key_averages().table(sort_by=by, row_limit=ROWS, max_name_column_width=60)
     if write:
         folder.mkdir(parents=True, exist_ok=True)
