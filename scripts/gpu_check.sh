@@ -78,10 +78,6 @@ part() { # NAME LIMIT-IN-SECONDS COMMAND…: run it unless time or PARTS leave i
   echo "== $name: $((SECONDS - begin)) s, status $status"
 }
 
-has() { # FLAG: whether this benchmark.py has it
-  python benchmark.py --help | grep -q -e "$1"
-}
-
 step() { # NAME FLAGS…: a breakdown of one kind of step
   local name="$1"
   shift
@@ -91,23 +87,20 @@ step() { # NAME FLAGS…: a breakdown of one kind of step
 benchmark_file() { # NAME FLAGS-OF-A-REHEARSAL…: a benchmark that measures by itself
   local name="$1"
   shift
-  [ -f "benchmarks/$name.py" ] || return 0
   [ -n "$rehearse" ] || set --
   part "$name" 60 python "benchmarks/$name.py" --results "$results" "$@"
 }
 
-compiled=() eager=()
-if has --compile; then compiled=(--compile) eager=(--no-compile); fi
 workers=()
 if [ -z "$rehearse" ] && python -c 'import xdist' 2>/dev/null; then workers=(-n 4); fi
 
 part tests 150 python -m pytest -m gpu -q -rs "${workers[@]}" tests/gpu
-step dyt-bf16 "${compiled[@]}" --norm dyt
-step rmsnorm-bf16 "${compiled[@]}" --norm rmsnorm
-step dyt-fp8 "${compiled[@]}" --norm dyt "${eight[@]}"
+step dyt-bf16 --compile --norm dyt
+step rmsnorm-bf16 --compile --norm rmsnorm
+step dyt-fp8 --compile --norm dyt "${eight[@]}"
 benchmark_file norms --shapes 64x64 --dtypes fp32 --rounds 2
 benchmark_file loss --tokens 64 --hidden 32 --vocabulary 512 --repeat 2
-if [ "${#eager[@]}" -gt 0 ]; then step dyt-bf16-eager "${eager[@]}" --norm dyt; fi
+step dyt-bf16-eager --no-compile --norm dyt
 if [ -n "$rehearse" ]; then
   part steps 120 python benchmarks/steps.py --results "$results" --peers bare rmsnorm --pairs 1 --warmup 1 \
     --batch_size 1 --max_length 16

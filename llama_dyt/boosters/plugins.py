@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from colossalai.booster.plugin import HybridParallelPlugin, LowLevelZeroPlugin
 from colossalai.booster.plugin.plugin_base import Plugin
+from torch import nn
 
 from llama_dyt.config.capabilities import capability, zero_stage
 from llama_dyt.config.run import RunConfig
@@ -44,13 +45,24 @@ def _zero2_cpu(run: RunConfig, family: Family, num_parameters: int) -> Plugin:
     return _low_level_zero(run, family, num_parameters, cpu_offload=True)
 
 
+class _HybridParallelPlugin(HybridParallelPlugin):
+    """`HybridParallelPlugin.configure` puts DistributedDataParallel around a model that no other rank shares as well,
+    which then copies and sums every gradient for nothing."""
+
+    def configure(self, model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        boosted, *rest = super().configure(model, *args, **kwargs)
+        if boosted.use_ddp and self.mixed_dp_group.size() == 1:
+            boosted.module, boosted.use_ddp = boosted.module.module, False
+        return boosted, *rest
+
+
 def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int, cpu_offload: bool = False) -> Plugin:
     from .policy import DecoderPolicy
     from .zero_bubble import zero_bubble_schedule
 
     settings = run.booster
     mode = settings.sequence_parallelism
-    return HybridParallelPlugin(
+    return _HybridParallelPlugin(
         tp_size=settings.tp,
         pp_size=settings.pp,
         sp_size=settings.sequence_ranks,
