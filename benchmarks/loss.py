@@ -9,30 +9,23 @@ sides in turn. Results go to a dated JSON file in benchmarks/results/.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+import torch
+from common import MEGABYTE, RESULTS, ratio_of_pairs, write_report
+from torch.nn import functional as F
 
-import torch  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-RESULTS = REPOSITORY / "benchmarks" / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MEGABYTE = 2**20
 IGNORED_SHARE = 0.1
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -160,34 +153,26 @@ def in_a_process_of_its_own(arguments: argparse.Namespace, what: str, side: str 
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def summary_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All measurements, and ours as a share of the materialised side's."""
+def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Memory, times and loss of every side."""
     rows = {side: in_a_process_of_its_own(arguments, "memory", side) for side in sides(arguments.device)}
     for side, row in in_a_process_of_its_own(arguments, "time").items():
         rows[side] |= {**row, "median_seconds": statistics.median(row["seconds"])}
-    own, whole = rows["ours"], rows["materialised"]
-    pairs = [ours / theirs for ours, theirs in zip(own["seconds"], whole["seconds"])]
-    return {
-        "memory_ratio": own["memory_mb"] / whole["memory_mb"],
-        "time_ratio": statistics.median(pairs),
-        "time_ratio_range": [min(pairs), max(pairs)],
-        "loss_difference": abs(own["loss"] - whole["loss"]),
-        "rows": list(rows.values()),
-    }
+    return list(rows.values())
 
 
-def table(summary: dict[str, Any]) -> str:
-    lines = ["| side | memory above inputs, MB | median ms | loss |", "| --- | --- | --- | --- |"]
-    for row in summary["rows"]:
-        lines.append(
-            f"| {row['side']} | {row['memory_mb']:,.0f} | {1e3 * row['median_seconds']:,.1f} | {row['loss']:.7f} |"
-        )
-    low, high = summary["time_ratio_range"]
-    lines.append(
-        f"\nours / materialised: memory {summary['memory_ratio']:.3f}, time {summary['time_ratio']:.3f} "
-        f"({low:.3f} to {high:.3f} over the pairs), loss differs by {summary['loss_difference']:.1e}"
-    )
-    return "\n".join(lines)
+def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Every side's memory and time, and ours as a share of the others'."""
+    own, *others = rows
+    summary: dict[str, Any] = {}
+    for row in rows:
+        summary[f"{row['side']}: memory above inputs, MB"] = row["memory_mb"]
+        summary[f"{row['side']}: median ms"] = 1e3 * row["median_seconds"]
+    for row in others:
+        summary[f"ours / {row['side']}, memory"] = own["memory_mb"] / row["memory_mb"]
+        summary[f"ours / {row['side']}, time"] = ratio_of_pairs(own["seconds"], row["seconds"])
+        summary[f"ours / {row['side']}, difference of the losses"] = f"{abs(own['loss'] - row['loss']):.1e}"
+    return summary
 
 
 def main() -> None:
@@ -208,22 +193,9 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(MEASUREMENTS[arguments.measure](arguments)))
         return
-    summary = summary_of(arguments)
-    print(table(summary))
-    now = datetime.datetime.now(datetime.UTC)
-    report = {
-        "date": now.isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/loss.py", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "machine": torch.cuda.get_device_name() if arguments.device == "cuda" else f"{os.cpu_count()} CPU cores",
-        "load_average": os.getloadavg(),
-        **{name: getattr(arguments, name) for name in ("tokens", "hidden", "vocabulary", "precision", "threads")},
-        **summary,
-    }
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    file = arguments.results / f"{now:%Y-%m-%d}-loss-{arguments.device}-{arguments.vocabulary}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{file}")
+    rows = rows_of(arguments)
+    name = f"loss-{arguments.device}-{arguments.vocabulary}"
+    write_report(name, arguments.results, rows, summary_of(rows), packages=("torch", "liger-kernel"))
 
 
 if __name__ == "__main__":
