@@ -30,6 +30,7 @@ from .compiled import CompiledLayers
 from .finite import stop_at_gradients_not_finite
 from .forward_pipeline import Criterion, ForwardPipeline
 from .fsdp import FsdpOptimizer
+from .gradient_norm import take_gradient_norm_at_once
 from .grid import Grid, grid_of
 from .interface import Read, StepBatch, StepResult, TrainingState
 from .materialize import WORKING_DTYPES, materialize
@@ -74,6 +75,7 @@ class Boosted:
         self.model, self.optimizer, *_ = self._booster.boost(model, optimizer)
         self.optimizer._verbose = self.optimizer.verbose = False  # a skipped step is told once, by the trainer
         self.module: nn.Module = self.model.unwrap()
+        take_gradient_norm_at_once(self.optimizer)
         stop_at_gradients_not_finite(self.optimizer)
         self.scaler = LossScaler(self.optimizer)
         self.state: TrainingState = self._make_state(shapes)
