@@ -78,6 +78,7 @@ def measure(flags: list[str]) -> dict[str, Any]:
     from llama_dyt.data.synthetic import SyntheticBatches
     from llama_dyt.training import measurement
     from llama_dyt.training.peak import best_matmul_tflops
+    from llama_dyt.training.performance import matmul_parameters
     from llama_dyt.training.plan import make_plan
     from llama_dyt.training.profiling import PROFILED_STEPS, profiled
     from llama_dyt.training.session import Session
@@ -101,11 +102,8 @@ def measure(flags: list[str]) -> dict[str, Any]:
         # On a CPU the profiler itself is part of an operator's time: shares are told, and nothing is called idle.
         rate = result.speedometer.peak_tflops
     meter = result.speedometer
-    # Of the FLOPs those of attention's two products are attention's term.
-    config = plan.model_config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 12 * config.num_hidden_layers * head_dim * config.num_attention_heads * run.data.max_length
-    share = 1 - attention / meter.model_flops
+    # The FLOPs of attention's two products are attention's term.
+    share = 6 * matmul_parameters(plan.model_config) / meter.model_flops
     flops = share * meter.hardware_flops * result.tokens_a_step / meter.num_devices
     return {
         "flags": flags,

@@ -86,8 +86,7 @@ class Boosted:
 
     def _own_layers(self) -> list[nn.Module]:
         """The decoder layers of this rank; a pipeline leaves something else of those of other stages."""
-        family = FAMILIES[self.module.config.model_type]
-        layers = getattr(getattr(self.module, family.decoder), family.layers)
+        layers = getattr(getattr(self.module, self._family.decoder), self._family.layers)
         return [layer for layer in layers if isinstance(layer, GradientCheckpointingLayer)]
 
     def _make_state(self, shapes: dict[str, torch.Size]) -> TrainingState:

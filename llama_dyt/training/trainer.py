@@ -176,7 +176,7 @@ class Trainer:
             self.tracker.say(f"step {self.progress.step}: {notice}")
         self.settle()
         self._unsettled = outcome
-        if not self.boosted.runs_ahead:
+        if not unseen:
             self.settle()
         return outcome
 
