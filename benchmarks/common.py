@@ -46,6 +46,12 @@ def arguments(description: str, *, work: bool = False, **flags: Any) -> argparse
     return parser
 
 
+def keep_large_buffers() -> None:
+    """Start this process again under KEEP_LARGE_BUFFERS, unless it has such settings: glibc reads them at a start."""
+    if any(os.environ.get(name) is None for name in KEEP_LARGE_BUFFERS):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**KEEP_LARGE_BUFFERS, **os.environ})
+
+
 def in_a_process_of_its_own(file: str, *words: Any, variables: dict[str, str] | None = None) -> dict[str, Any]:
     """What `python FILE measure WORDS` prints last, as JSON. Memory and caches of one measurement stay out of another.
 

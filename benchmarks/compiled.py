@@ -1,22 +1,19 @@
 """Compiled layers against layers as written, in turns: `torchrun --nproc_per_node 1 benchmarks/compiled.py`.
 
-Both are the same run in one set of processes, so that whatever else the machine does meets both. Arguments go to the
-run as they are, such as `-c 15m -p zero2`. The first process prints one JSON object: times of the first step, medians
-and quartiles of the others' ratio, and after how many steps compiling has paid for itself.
+Both are the same run in one set of processes, so that whatever else the machine does meets both. What follows `--`
+goes to the run, such as `-- -c 15m -p zero2`. The first process reports times of the first step, the ratio of the
+others, and after how many steps compiling has paid for itself.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
 from itertools import islice
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import Any
 
 import torch
+from common import arguments, keep_large_buffers, ratio_of_pairs, write_report
 
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.boosters.launch import launch, shutdown
@@ -25,8 +22,9 @@ from llama_dyt.models import InitialWeights, empty_model, recompute_activations
 from llama_dyt.training.optimizer import parameter_groups
 from llama_dyt.training.plan import Plan, make_plan
 
-PAIRS = 20
 DEFAULTS = ["-c", "15m", "-p", "zero2", "--mixed_precision", "fp32", "-l", "256", "-b", "4"]
+WARMUP = 2
+"""Steps before; the first of them compiles."""
 
 
 def boost(plan: Plan, compiled: bool) -> Boosted:
@@ -39,43 +37,50 @@ def boost(plan: Plan, compiled: bool) -> Boosted:
 
 
 def main() -> None:
-    plan = make_plan("benchmark", [*DEFAULTS, *sys.argv[1:]])
+    parser = arguments(__doc__, pairs=(20, "pairs of steps"))
+    parser.add_argument("flags", nargs="*", help=f"of benchmark.py, after --; default: {' '.join(DEFAULTS)}")
+    given = parser.parse_args()
+    flags = [*DEFAULTS, *given.flags]
+    plan = make_plan("benchmark", flags)
     launch(plan.run.run.seed, plan.environment)
     kinds = {"written": boost(plan, False), "compiled": boost(plan, True)}
     grid, run = kinds["written"].grid, plan.run
     batches = SyntheticBatches(
         plan.model_config.vocab_size, run.data.max_length, run.data.batch_size, 1, grid.dp_rank, grid.dp_size
     )
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    losses: dict[str, float] = {}
-    for step in islice(batches, PAIRS + 2):
-        for kind, boosted in kinds.items():
+    rows: list[dict[str, Any]] = []
+    for number, step in enumerate(islice(batches, given.pairs + WARMUP)):
+        for kind, boosted in kinds.items() if number % 2 else reversed(kinds.items()):
             boosted.synchronize()
             start = time.perf_counter()
             boosted.set_learning_rate(run.optimizer.lr)
-            (losses[kind],) = sum_over_ranks([boosted.forward_backward(step)], boosted.device)
+            (loss,) = sum_over_ranks([boosted.forward_backward(step)], boosted.device)
             boosted.optimizer_step()
             boosted.synchronize()
-            seconds[kind].append(time.perf_counter() - start)
+            rows.append({"step": number, "side": kind, "seconds": time.perf_counter() - start, "loss": loss})
     batches.close()
-    ratios = [c / w for c, w in zip(seconds["compiled"][2:], seconds["written"][2:], strict=True)]
-    saved = statistics.median(seconds["written"][2:]) - statistics.median(seconds["compiled"][2:])
-    started_later = sum(seconds["compiled"][:2]) - sum(seconds["written"][:2])
     if plan.is_first_process:
-        figures = {
-            "flags": [*DEFAULTS, *sys.argv[1:]],
-            "processes": plan.environment.world_size,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "first_step_seconds": {kind: values[0] for kind, values in seconds.items()},
-            "median_seconds": {kind: statistics.median(values[2:]) for kind, values in seconds.items()},
-            "ratio_quartiles": statistics.quantiles(ratios, n=4),
-            "last_losses": losses,
-            "steps_to_pay": started_later / saved if saved > 0 else None,
-        }
-        print(json.dumps(figures, indent=1))
+        report(given.results, flags, plan, rows)
     shutdown()
 
 
+def report(results: Any, flags: list[str], plan: Plan, rows: list[dict[str, Any]]) -> None:
+    seconds = {kind: [row["seconds"] for row in rows if row["side"] == kind] for kind in ("compiled", "written")}
+    measured = {kind: values[WARMUP:] for kind, values in seconds.items()}
+    saved = statistics.median(measured["written"]) - statistics.median(measured["compiled"])
+    started_later = sum(seconds["compiled"][:WARMUP]) - sum(seconds["written"][:WARMUP])
+    last = {row["side"]: row["loss"] for row in rows}
+    summary = {
+        **{f"{kind}: first step, s": values[0] for kind, values in seconds.items()},
+        **{f"{kind}: median step, s": statistics.median(values) for kind, values in measured.items()},
+        "written / compiled, time": ratio_of_pairs(measured["written"], measured["compiled"]),
+        "steps until compiling has paid": started_later / saved if saved > 0 else "never",
+        "relative distance of the last losses": f"{abs(last['compiled'] / last['written'] - 1):.1e}",
+    }
+    settings = {"flags": flags, "processes": plan.environment.world_size, "threads": torch.get_num_threads()}
+    write_report(f"compiled-{plan.device}-x{plan.environment.world_size}", results, rows, summary, settings=settings)
+
+
 if __name__ == "__main__":
+    keep_large_buffers()
     main()

@@ -12,17 +12,14 @@ import argparse
 import importlib.util
 import json
 import os
-import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import MEGABYTE, RESULTS, ratio_of_pairs, write_report
+from common import MEGABYTE, arguments, in_a_process_of_its_own, ratio_of_pairs, write_report
 from torch.nn import functional as F
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,14 +52,14 @@ def sides(device: str) -> list[str]:
     return list(SIDES) if with_liger else ["ours", "materialised"]
 
 
-def make_inputs(arguments: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def make_inputs(given: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Hidden states (tokens, hidden), weight (vocabulary, hidden) and targets (tokens,), the same on every side."""
     torch.manual_seed(0)
-    dtype, device = DTYPES[arguments.precision], arguments.device
-    hidden = torch.randn(arguments.tokens, arguments.hidden, device=device).to(dtype)
-    weight = (torch.randn(arguments.vocabulary, arguments.hidden, device=device) * 0.02).to(dtype)
-    targets = torch.randint(0, arguments.vocabulary, (arguments.tokens,), device=device)
-    targets[torch.rand(arguments.tokens, device=device) < IGNORED_SHARE] = -100
+    dtype, device = DTYPES[given.precision], given.device
+    hidden = torch.randn(given.tokens, given.hidden, device=device).to(dtype)
+    weight = (torch.randn(given.vocabulary, given.hidden, device=device) * 0.02).to(dtype)
+    targets = torch.randint(0, given.vocabulary, (given.tokens,), device=device)
+    targets[torch.rand(given.tokens, device=device) < IGNORED_SHARE] = -100
     return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
@@ -75,30 +72,30 @@ def run_once(side: str, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor])
     return loss.detach()
 
 
-def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Peak of one pass of `arguments.side` above the inputs, its loss, and the norms of its gradients."""
-    inputs = make_inputs(arguments)
-    if arguments.device == "cuda":
+def measure_memory(given: argparse.Namespace) -> dict[str, Any]:
+    """Peak of one pass of `given.side` above the inputs, its loss, and the norms of its gradients."""
+    inputs = make_inputs(given)
+    if given.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        loss = run_once(arguments.side, inputs)
+        loss = run_once(given.side, inputs)
         peak = torch.cuda.max_memory_allocated()
     else:
         import psutil
 
         small = tuple(tensor[:64].detach().clone() for tensor in inputs)
-        run_once(arguments.side, (small[0].requires_grad_(), small[1].requires_grad_(), small[2].clamp(max=63)))
+        run_once(given.side, (small[0].requires_grad_(), small[1].requires_grad_(), small[2].clamp(max=63)))
         from llama_dyt.boosters.host import peak_resident_bytes, reset_peak_resident_bytes
 
         before = psutil.Process().memory_info().rss
         reset_peak_resident_bytes()
-        loss = run_once(arguments.side, inputs)
+        loss = run_once(given.side, inputs)
         peak = peak_resident_bytes()
     hidden, weight, _ = inputs
     norms = {"hidden_gradient_norm": hidden.grad, "weight_gradient_norm": weight.grad}
     return {
-        "side": arguments.side,
+        "side": given.side,
         "memory_mb": (peak - before) / MEGABYTE,
         "loss": float(loss),
         **{name: float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) for name, gradient in norms.items()},
@@ -110,53 +107,44 @@ def gradients_of(side: str, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tens
     return [tensor.grad.float() for tensor in inputs[:2]]
 
 
-def measure_time(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def measure_time(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Of every side the seconds of every pass, in turn, after one that warms up; and how far its gradients (of hidden
     states and weight) are from those of whole logits, by their norm."""
-    inputs = make_inputs(arguments)
+    inputs = make_inputs(given)
     exact = gradients_of("materialised", inputs)
-    rows: dict[str, dict[str, Any]] = {side: {"seconds": []} for side in sides(arguments.device)}
+    rows: dict[str, dict[str, Any]] = {side: {"seconds": []} for side in sides(given.device)}
     for side, row in rows.items():
         pairs = zip(gradients_of(side, inputs), exact)
         row["gradient_distance"] = [float((own - whole).norm() / whole.norm()) for own, whole in pairs]
-    for repetition in range(arguments.repeat):
+    for repetition in range(given.repeat):
         # The order turns round, so that what one side leaves in caches is not always the same side's gain.
         for side in list(rows) if repetition % 2 else reversed(rows):
-            if arguments.device == "cuda":
+            if given.device == "cuda":
                 torch.cuda.synchronize()
             start = time.perf_counter()
             run_once(side, inputs)
-            if arguments.device == "cuda":
+            if given.device == "cuda":
                 torch.cuda.synchronize()
             rows[side]["seconds"].append(time.perf_counter() - start)
     return rows
 
 
-MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Any]] = {
-    "memory": measure_memory,
-    "time": measure_time,
-}
+MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Any]] = {"memory": measure_memory, "time": measure_time}
 
 
-def in_a_process_of_its_own(arguments: argparse.Namespace, what: str, side: str = "ours") -> Any:
-    """What a measurement gives in a fresh process, where no other has left memory behind.
-
-    Raises:
-        SystemExit: it failed; what it said stands above.
-    """
-    given = ("tokens", "hidden", "vocabulary", "precision", "device", "repeat", "threads")
-    flags = [word for name in given for word in (f"--{name}", str(getattr(arguments, name)))]
-    command = [sys.executable, __file__, *flags, "--measure", what, "--side", side]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if ended.returncode:
-        raise SystemExit(f"{shlex.join(command)} failed, exit status {ended.returncode}")
-    return json.loads(ended.stdout.splitlines()[-1])
+def measure(what: str, words: str) -> Any:
+    """A measurement of what `main` was given, in this process."""
+    given = argparse.Namespace(**json.loads(words))
+    torch.set_num_threads(given.threads)
+    return MEASUREMENTS[what](given)
 
 
-def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def rows_of(given: dict[str, Any]) -> list[dict[str, Any]]:
     """Memory, times and loss of every side."""
-    rows = {side: in_a_process_of_its_own(arguments, "memory", side) for side in sides(arguments.device)}
-    for side, row in in_a_process_of_its_own(arguments, "time").items():
+    rows = {}
+    for side in sides(given["device"]):
+        rows[side] = in_a_process_of_its_own(__file__, "memory", json.dumps({**given, "side": side}))
+    for side, row in in_a_process_of_its_own(__file__, "time", json.dumps(given)).items():
         rows[side] |= {**row, "median_seconds": statistics.median(row["seconds"])}
     return list(rows.values())
 
@@ -177,26 +165,25 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=8192 if on_gpu else 1024, help="default: 8192, on a CPU 1024")
-    parser.add_argument("--hidden", type=int, default=4096 if on_gpu else 256, help="default: 4096, on a CPU 256")
-    parser.add_argument("--vocabulary", type=int, default=128256, help="default: 128256, LLaMA 3's")
+    parser = arguments(
+        __doc__,
+        tokens=(8192 if on_gpu else 1024, "rows of hidden states"),
+        hidden=(4096 if on_gpu else 256, "their width"),
+        vocabulary=(128256, "LLaMA 3's"),
+        repeat=(10, "timed passes of each side"),
+        threads=(os.cpu_count(), "of a CPU"),
+    )
     parser.add_argument("--precision", choices=DTYPES, default="bf16" if on_gpu else "fp32")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--repeat", type=int, default=10, help="timed passes of each side; default: 10")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a CPU; default: all cores")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON file")
-    parser.add_argument("--measure", choices=MEASUREMENTS, help=argparse.SUPPRESS)
-    parser.add_argument("--side", choices=SIDES, default="ours", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if arguments.measure:
-        print(json.dumps(MEASUREMENTS[arguments.measure](arguments)))
-        return
-    rows = rows_of(arguments)
-    name = f"loss-{arguments.device}-{arguments.vocabulary}"
-    write_report(name, arguments.results, rows, summary_of(rows), packages=("torch", "liger-kernel"))
+    given = vars(parser.parse_args())
+    results = given.pop("results")
+    rows = rows_of(given)
+    name = f"loss-{given['device']}-{given['vocabulary']}"
+    write_report(name, results, rows, summary_of(rows), packages=("torch", "liger-kernel"))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["measure"]:
+        print(json.dumps(measure(*sys.argv[2:])))
+    else:
+        main()

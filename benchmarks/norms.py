@@ -10,14 +10,12 @@ JSON file in benchmarks/results/.
 from __future__ import annotations
 
 import importlib.util
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from common import KEEP_LARGE_BUFFERS, arguments, ratio_of_pairs, write_report
+from common import arguments, keep_large_buffers, ratio_of_pairs, write_report
 
 SHAPES = {"cpu": ["8192x1024", "2048x4096"], "cuda": ["8192x4096", "2048x4096", "8192x8192", "8192x1024"]}
 DTYPES = ["fp32", "bf16"]
@@ -229,8 +227,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.sides and "DyT ours" not in chosen.sides:
         parser.error('--sides: ratios are of "DyT ours", so it has to be among them')
-    if any(os.environ.get(name) is None for name in KEEP_LARGE_BUFFERS):  # glibc reads them when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**KEEP_LARGE_BUFFERS, **os.environ})
+    keep_large_buffers()
 
     import torch
 

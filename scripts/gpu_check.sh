@@ -6,7 +6,7 @@
 #   bash scripts/gpu_check.sh [RESULTS]             RESULTS: folder for the JSON files (default: benchmarks/results)
 #   bash scripts/gpu_check.sh --rehearse [RESULTS]  every part, tiny, on a CPU: shows that it runs, measures nothing
 #
-#   SECONDS_IN_ALL=…  (default 520) parts that begin later are left out, and said to be
+#   SECONDS_IN_ALL=…  (default 520; of a rehearsal 3600) parts that begin later are left out, and said to be
 #   PLUGIN=…          of the steps (default fsdp)            PARTS="tests norms …"  only these (see the end)
 #   LAYERS, BATCH and RECOMPUTE=… in place of what is chosen by the GPU's memory
 # It ends with an error where a part failed, or where there is no GPU.
@@ -60,7 +60,7 @@ eight=(--fp8)
 [ -z "$rehearse" ] || eight+=(--fp8_emulate)
 echo "== $gpu${gib:+, $gib GiB}: $layers of the 7B's 32 layers"
 
-end=$((SECONDS + ${SECONDS_IN_ALL:-520}))
+end=$((SECONDS + ${SECONDS_IN_ALL:-$([ -n "$rehearse" ] && echo 3600 || echo 520)}))
 failed=()
 
 part() { # NAME LIMIT-IN-SECONDS COMMAND…: run it unless time or PARTS leave it out; a failure does not stop the others
@@ -73,6 +73,7 @@ part() { # NAME LIMIT-IN-SECONDS COMMAND…: run it unless time or PARTS leave i
     return 0
   fi
   echo "== $name"
+  [ -z "$rehearse" ] || limit=$left  # a CPU takes as long as it takes, to compile above all
   timeout --kill-after=10 "$((limit < left ? limit : left))" "$@" || status=$?
   [ "$status" = 0 ] || failed+=("$name ($([ "$status" = 124 ] && echo 'out of time' || echo "status $status"))")
   echo "== $name: $((SECONDS - begin)) s, status $status"

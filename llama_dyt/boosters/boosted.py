@@ -26,16 +26,14 @@ from llama_dyt.config.run import RunConfig
 from llama_dyt.config.speed import compiles
 from llama_dyt.models.families import FAMILIES
 
+from .clipping import update_of
 from .compiled import CompiledLayers
-from .finite import stop_at_gradients_not_finite
 from .forward_pipeline import Criterion, ForwardPipeline
-from .fsdp import FsdpOptimizer
-from .gradient_norm import take_gradient_norm_at_once
 from .grid import Grid, grid_of
 from .interface import Read, StepBatch, StepResult, TrainingState
 from .materialize import WORKING_DTYPES, materialize
 from .pipeline import micro_batch_loss
-from .plugins import build_plugin
+from .plugins import build_plugin, max_norm
 from .scaler import LossScaler
 from .sequence import cut_batch
 from .state import ShardedState
@@ -75,8 +73,7 @@ class Boosted:
         self.model, self.optimizer, *_ = self._booster.boost(model, optimizer)
         self.optimizer._verbose = self.optimizer.verbose = False  # a skipped step is told once, by the trainer
         self.module: nn.Module = self.model.unwrap()
-        take_gradient_norm_at_once(self.optimizer)
-        stop_at_gradients_not_finite(self.optimizer)
+        self._update = update_of(self.optimizer, max_norm(run))
         self.scaler = LossScaler(self.optimizer)
         self.state: TrainingState = self._make_state(shapes)
         self.state.scatter(read)
@@ -206,11 +203,10 @@ class Boosted:
                 weight changes either. Only a booster that `runs_ahead` may be asked this.
 
         Raises:
-            NonFiniteGradientError: it is not, and the plugin's optimizer has the norm on the host. Of the others (fsdp,
-                hsdp) `StepResult.norm` tells.
+            NonFiniteGradientError: it is not, and Gemini's host knows. Of the others `StepResult.norm` tells.
         """
-        if isinstance(self.optimizer, FsdpOptimizer):
-            self.optimizer.loss = loss
+        if self._update is not None:
+            self._update.loss = loss
         self.optimizer.step()
         skipped = self.scaler.last_step_skipped
         scale = self.scaler.last_scale if self.scaler.enabled else 1.0
@@ -221,12 +217,14 @@ class Boosted:
     @property
     def runs_ahead(self) -> bool:
         """Whether a step asks nothing of the host but to start it: then its outcome is best read a step later, while
-        the device works. fp16 needs the host to tell what overflowed, and offloaded shards are the host's."""
+        the device works. fp16 needs the host to tell what overflowed, offloaded states are the host's, and so is the
+        order in which a pipeline sends."""
         return (
             self.device.type == "cuda"
-            and isinstance(self.optimizer, FsdpOptimizer)
-            and not self.plugin.cpu_offload
+            and self._update is not None
+            and capability(self.run.booster.plugin, self.device.type).offload == "none"
             and not self.scaler.enabled
+            and self.grid.pp_size == 1
         )
 
     def sum_over_data_ranks(self, count: int) -> int:

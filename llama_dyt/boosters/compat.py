@@ -15,7 +15,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -104,6 +104,7 @@ def apply_compat() -> None:
     _mend_mesh_destruction()
     _mend_gemini_accumulation()
     _mend_gemini_fractions()
+    _mend_zero_waiting()
     _silence_engine_noise()
 
     from .adam import register_adam_kernels
@@ -176,6 +177,30 @@ def _mend_gemini_fractions() -> None:
         self.keep_cuda_chunk_mem = total * (1 - self.offload_param_frac)
 
     placement_policy.StaticPlacementPolicy.setup_grads_device = setup_grads_device
+
+
+def _mend_zero_waiting() -> None:
+    """Upstream `LowLevelZeroOptimizer.backward` has the host wait for the whole device after every micro batch, where
+    its stream need only wait for the one that reduces gradients. That one waits for the other before each reduction, so
+    memory it gave up is not written to while the other still reads."""
+    from colossalai.accelerator import get_accelerator
+    from colossalai.zero import LowLevelZeroOptimizer
+
+    def backward(
+        self: LowLevelZeroOptimizer, loss: torch.Tensor, inputs: list[torch.Tensor] | None = None, retain_graph=False
+    ) -> None:
+        if self.mixed_precision_mixin is not None:
+            loss = self.mixed_precision_mixin.pre_backward(loss)
+        with self._backward_context() if self._backward_context is not None else nullcontext():
+            loss.backward(inputs=inputs, retain_graph=retain_graph)
+        if not self.require_grad_sync:
+            return
+        self._reduce_grad(self._partition_grads)
+        if self._overlap_communication:
+            for store in self.pg_to_bucket_store.values():
+                get_accelerator().current_stream().wait_stream(store.comm_stream)
+
+    LowLevelZeroOptimizer.backward = backward
 
 
 def _silence_engine_noise() -> None:

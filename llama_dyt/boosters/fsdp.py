@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.optim import Optimizer
 
+from .clipping import Update, squared_norm
 from .materialize import WORKING_DTYPES
 
 
@@ -138,17 +139,15 @@ class FsdpOptimizer(OptimizerWrapper):
     """Steps an Adam on this rank's shards: skips on overflow, clips by the norm of the whole gradient.
 
     Attributes:
-        loss: of the step, on the device: unless it is finite, or None, no weight changes.
+        update: what it does with the gradient.
         mixed_precision_mixin: the fp16 loss scaler (`scaler.LossScaler` finds it by this name); None otherwise.
     """
 
     def __init__(self, optim: Optimizer, plugin: FsdpPlugin) -> None:
         super().__init__(optim)
-        self._max_norm = plugin.max_norm
-        self._device = plugin.device
+        self.update = Update(plugin.max_norm)
         self._shard_group = shard_group(plugin.mesh)
         self._grad_norm: torch.Tensor | None = None
-        self.loss: torch.Tensor | None = None
         self.mixed_precision_mixin = _ShardScaler(self, plugin.initial_scale) if plugin.precision == "fp16" else None
 
     def backward(self, loss: torch.Tensor, inputs: Any = None, retain_graph: bool = False, **kwargs: Any) -> None:
@@ -177,21 +176,9 @@ class FsdpOptimizer(OptimizerWrapper):
                 self._grad_norm = None
                 return
             scale = self.mixed_precision_mixin.get_grad_div_scale()
-        self._grad_norm = self._global_norm()
-        # As `LowLevelZeroOptimizer._unscale_and_clip_grads` does: one division for the loss scale and the clipping.
-        over = (self._grad_norm / scale + 1e-6) / self._max_norm
-        finite = torch.isfinite(self._grad_norm)
-        if self.loss is not None:
-            finite = finite & torch.isfinite(self.loss)
-        self.optim.step(div_scale=scale * over.clamp(min=1.0), found_inf=~finite)
-
-    def _global_norm(self) -> torch.Tensor:
-        """2-norm of the whole gradient, loss scale included, an fp64 scalar on the device; the same on all ranks.
-        Collective."""
-        norms = torch._foreach_norm(self.local_gradients())
-        squares = torch.stack(norms).double().square().sum().to(self._device)
-        dist.all_reduce(squares, group=self._shard_group)
-        return squares.sqrt()
+        parts = [(gradient, 1.0) for gradient in self.local_gradients()]
+        self._grad_norm = squared_norm(parts, [self._shard_group]).sqrt()
+        self.optim.step(**self.update.factors(self._grad_norm, scale))
 
     def get_grad_norm(self, norm_type: float = 2.0, **kwargs: Any) -> torch.Tensor | None:
         """Norm of the last step's gradient before clipping, loss scale included; None when the step was skipped."""

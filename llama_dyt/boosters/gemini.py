@@ -31,6 +31,7 @@ from llama_dyt.models.families import Family
 
 from .cuts import cut_dimension
 from .gemini_state import GeminiState, part_of_payload
+from .interface import NonFiniteGradientError
 from .materialize import WORKING_DTYPES, materialize_parameter
 from .policy import DecoderPolicy
 from .scaler import INITIAL_SCALE
@@ -223,7 +224,8 @@ def _memory_shortage_explained() -> Iterator[None]:
 
 
 class ChunkedOptimizer(GeminiOptimizer):
-    """GeminiOptimizer that recovers from an overflow while accumulating, and whose grad norm is the whole model's."""
+    """GeminiOptimizer that recovers from an overflow while accumulating, and whose grad norm is the whole model's and
+    finite."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -232,6 +234,14 @@ class ChunkedOptimizer(GeminiOptimizer):
         self.chunk16_set = self.chunk_manager.get_chunks(self.module.fp16_params)
 
     def _calc_global_norm(self) -> float:
+        """Raises NonFiniteGradientError before any weight has changed: a norm of nan is not above the clipping bound,
+        so upstream would go on. In fp16 what overflowed was skipped by then."""
+        norm = self._norm_of_the_model()
+        if not math.isfinite(norm):
+            raise NonFiniteGradientError(norm)
+        return norm
+
+    def _norm_of_the_model(self) -> float:
         """Upstream sums over the ZeRO group alone, so under tensor parallelism every rank would clip by the norm of
         what it holds itself. Over the tensor-parallel group, what all its ranks hold alike counts once."""
         if self.tp_group is None:

@@ -14,15 +14,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.forks import ROOT, ForkedProgram
+
 MODEL_SIZE = shlex.split(
     "--hidden_width 32 --num_layers 2 --num_heads 4 --num_key_value_heads 2 --intermediate_size 64"
 )
 LIMIT_SECONDS = 240
 """For one program; only a rank that hangs takes longer, even on a busy machine."""
+
+Process = subprocess.Popen | ForkedProgram
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -50,9 +53,10 @@ class Command:
         entry: "pretrain", "finetune", "benchmark" or "generate".
         flags: its command line.
         folder: working directory.
-        launcher: "python", "torchrun", "colossalai" or "srun" (the variables that srun sets, without Slurm).
+        launcher: "python", "torchrun", "colossalai" or "srun" (the variables that srun sets, without Slurm). Under
+            the first and the last a program begins as a fork that has imported the engine: most of its time.
         processes: how many the launcher starts.
-        before: called in the new process before the program begins.
+        before: called in the new process, which is no fork then, before the program begins.
     """
 
     entry: str
@@ -60,10 +64,9 @@ class Command:
     folder: Path
     launcher: str = "python"
     processes: int = 1
-    env: Mapping[str, str] = field(default_factory=dict)
     before: Callable[[], None] | None = None
 
-    def start(self) -> list[subprocess.Popen]:
+    def start(self) -> list[Process]:
         """Start it; one process, or several under "srun"."""
         program = [str(ROOT / f"{self.entry}.py"), *map(str, self.flags)]
         tools = Path(sys.executable).parent
@@ -77,21 +80,28 @@ class Command:
             shared = {"SLURM_NTASKS": str(self.processes), "SLURM_NODELIST": "localhost", "SLURM_JOB_ID": "4242"}
             shared["MASTER_PORT"] = str(free_port())
             ranks = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(self.processes)]
-            return [self._popen([sys.executable, *program], {**shared, **rank}) for rank in ranks]
-        return [self._popen([sys.executable, *program])]
+            return [self._program(program, {**shared, **rank}) for rank in ranks]
+        return [self._program(program)]
 
     def run(self) -> Outcome:
         """Start it and wait for its end."""
         return finish(self.start())
 
-    def _popen(self, words: list[str], more: Mapping[str, str] | None = None) -> subprocess.Popen:
+    def _program(self, words: list[str], more: Mapping[str, str] | None = None) -> Process:
+        if self.before is not None:
+            return self._popen([sys.executable, *words], more)
+        return ForkedProgram(words, self.folder, self._environment(more))
+
+    def _environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
         env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # colossalai looks for torchrun
-        env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **self.env, **(more or {})}
+        return env | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **(more or {})}
+
+    def _popen(self, words: list[str], more: Mapping[str, str] | None = None) -> subprocess.Popen:
         return subprocess.Popen(
             words,
             cwd=self.folder,
-            env=env,
+            env=self._environment(more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -100,7 +110,7 @@ class Command:
         )
 
 
-def finish(processes: list[subprocess.Popen]) -> Outcome:
+def finish(processes: list[Process]) -> Outcome:
     """Wait for the end of a started program; the status is the first that is not 0."""
     outcomes = []
     with ThreadPoolExecutor(len(processes)) as pool:
@@ -110,7 +120,7 @@ def finish(processes: list[subprocess.Popen]) -> Outcome:
     return Outcome(status, "".join(o.stdout for o in outcomes), "".join(o.stderr for o in outcomes))
 
 
-def _communicate(process: subprocess.Popen) -> tuple[str, str]:
+def _communicate(process: Process) -> tuple[str, str]:
     try:
         return process.communicate(timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
@@ -125,7 +135,7 @@ def run_two_at_once(*commands: Command) -> list[Outcome]:
         return list(pool.map(Command.run, commands))
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+def wait_until(condition: Callable[[], bool], process: Process) -> None:
     """Look every millisecond until the condition holds; fails where the process ends before it does."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while not condition():

@@ -25,7 +25,7 @@ def runs(corpus, tmp_path_factory) -> tuple[Run, Run]:
     )
     of_text = corpus.pretrain_flags(**common, save_dir="of_text", validation_fraction=FRACTION)
     outcomes = run_two_at_once(
-        Command("pretrain", of_tokens, folder, "torchrun", processes=2), Command("pretrain", of_text, folder)
+        Command("pretrain", of_tokens, folder, "srun", processes=2), Command("pretrain", of_text, folder)
     )
     return tuple(
         Run(folder / name, flags, outcome)

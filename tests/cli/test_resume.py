@@ -136,7 +136,7 @@ def continued_elsewhere(corpus, pretrained, tmp_path_factory) -> list[Run]:
     flags = [corpus.pretrain_flags(save_dir="run", load=load, batch_size=size) for size in (2, 1)]
     outcomes = run_two_at_once(
         Command("pretrain", flags[0], folders[0]),
-        Command("pretrain", flags[1], folders[1], launcher="torchrun", processes=2),
+        Command("pretrain", flags[1], folders[1], launcher="srun", processes=2),
     )
     return [Run(folder / "run", words, o) for folder, words, o in zip(folders, flags, outcomes)]
 

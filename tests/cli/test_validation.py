@@ -25,7 +25,7 @@ def runs(corpus, tmp_path_factory) -> dict[str, Run]:
     }
     folders = {name: tmp_path_factory.mktemp(name) for name in all_flags}
     commands = [
-        Command("pretrain", all_flags["validated"], folders["validated"], "torchrun", processes=2),
+        Command("pretrain", all_flags["validated"], folders["validated"], "srun", processes=2),
         Command("pretrain", all_flags["plain"], folders["plain"]),
     ]
     outcomes = run_two_at_once(*commands)

@@ -1,8 +1,8 @@
 """Pools of processes that talk over gloo: started once, then given one case after another.
 
 Its own file because importing the engine takes seconds, and a test that starts processes of its own would pay them
-each time; here one server imports it and every process is a fork of that. A case is a function that all processes of a
-pool run together, each as one rank of a fresh process group:
+each time; here every process is a fork of a server that has (`tests/forks.py`). A case is a function that all processes
+of a pool run together, each as one rank of a fresh process group:
 
     results = pool(2).run("tests.distributed.cases:parity", plugin="zero2")    # one result a rank, in order
 
@@ -24,29 +24,19 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-PRELOADED = [
-    "llama_dyt.boosters.boosted",
-    "llama_dyt.boosters.host",
-    "llama_dyt.boosters.gemini",
-    "llama_dyt.boosters.policy",
-    "llama_dyt.training.trainer",
-    "llama_dyt.training.restore",
-]
-"""What the server imports before it forks. Nothing here may start a thread or draw a random number."""
+from tests import forks
 
 DEFAULT_TIMEOUT_SECONDS = 240.0
 """A case takes seconds; on a machine that also does other things, a minute."""
 GRACE_SECONDS = 5.0
 """How long the other ranks may go on once one has failed: they are most likely waiting for it in a collective."""
 _STACKS_SECONDS = 5.0
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": ""}
 _LOG_CHARACTERS = 3000
 
 
@@ -104,19 +94,15 @@ class Pool:
         raise CaseError(report)
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
         self._starts += 1
-        with _environment():
-            for rank in range(self.world_size):
-                ours, theirs = context.Pipe()
-                name = f"world{self.world_size}-start{self._starts}-rank{rank}"
-                worker = _Worker(None, ours, self._folder / f"{name}.log", self._folder / f"{name}.stacks")
-                arguments = (rank, self.world_size, theirs, str(worker.log), str(worker.stacks))
-                worker.process = context.Process(target=_serve, args=arguments, daemon=True, name=name)
-                worker.process.start()
-                theirs.close()
-                self._workers.append(worker)
+        for rank in range(self.world_size):
+            ours, theirs = multiprocessing.Pipe()
+            name = f"world{self.world_size}-start{self._starts}-rank{rank}"
+            worker = _Worker(None, ours, self._folder / f"{name}.log", self._folder / f"{name}.stacks")
+            arguments = (rank, self.world_size, theirs, str(worker.log), str(worker.stacks))
+            worker.process = forks.start(_serve, *arguments, daemon=True, name=name)
+            theirs.close()
+            self._workers.append(worker)
 
     def _collect(self, timeout: float) -> list[tuple[str, Any] | None]:
         """Each rank's ("result", value), ("raised", traceback) or ("died", exit status); None where it hangs."""
@@ -200,8 +186,8 @@ def _serve(rank: int, world_size: int, channel: connection.Connection, log: str,
     stacks_file = open(stacks, "w")  # noqa: SIM115
     faulthandler.enable(stacks_file, all_threads=True)
     faulthandler.register(signal.SIGUSR1, stacks_file, all_threads=True)
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
+    if str(forks.ROOT) not in sys.path:
+        sys.path.insert(0, str(forks.ROOT))
 
     import torch
 
@@ -236,22 +222,6 @@ def _run_case(case: str, kwargs: dict[str, Any], rank: int, world_size: int, por
     dist.barrier()
     shutdown()
     return result
-
-
-@contextmanager
-def _environment():
-    """What the processes must find in their environment before torch is imported."""
-    added = {**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    before = {name: os.environ.get(name) for name in added}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _free_port() -> int:

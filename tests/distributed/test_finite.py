@@ -26,8 +26,8 @@ def test_a_gradient_of_nan_is_told_on_every_rank_and_changes_no_weight(pool, lay
         assert changed == []
 
 
-def test_an_outcome_looked_at_a_step_late_is_the_same(pool):
-    layout = Layout("fsdp", 2)
+@pytest.mark.parametrize("layout", [Layout("fsdp", 2), Layout("zero2", 2), hybrid(2)], ids=str)
+def test_an_outcome_looked_at_a_step_late_is_the_same(pool, layout: Layout):
     at_once, late = (
         pool(2).run(finite_cases.read_late, layout=layout, precision="bf16", late=x) for x in (False, True)
     )
@@ -37,8 +37,11 @@ def test_an_outcome_looked_at_a_step_late_is_the_same(pool):
 
 
 @pytest.mark.parametrize("save", [False, True])
-def test_a_loss_of_nan_looked_at_late_has_changed_nothing_and_is_never_saved(pool, tmp_path, save: bool):
-    results = pool(2).run(finite_cases.spoiled_and_read_late, layout=Layout("fsdp", 2), folder=str(tmp_path), save=save)
+@pytest.mark.parametrize("layout", [Layout("fsdp", 2), Layout("zero1", 2), hybrid(2)], ids=str)
+def test_a_loss_of_nan_looked_at_late_has_changed_nothing_and_is_never_saved(
+    pool, tmp_path, layout: Layout, save: bool
+):
+    results = pool(2).run(finite_cases.spoiled_and_read_late, layout=layout, folder=str(tmp_path), save=save)
     for raised, changed, saved in results:
         (message,) = raised
         assert "loss is nan at step 2: that step's update was left out" in message

@@ -23,10 +23,11 @@ def pool():
 @pytest.mark.parametrize("compile_layers", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_step_of_fsdp_waits_for_nothing(pool, precision: str, recompute: bool, compile_layers: bool):
-    flags = {"gradient_checkpoint": recompute, "compile": compile_layers}
-    (found,) = pool(1).run(waiting_cases.steps_without_waiting, layout=Layout("fsdp", 1), precision=precision, **flags)
-    (looked_at,) = pool(1).run(waiting_cases.losses, layout=Layout("fsdp", 1), precision=precision, **flags)
+@pytest.mark.parametrize("plugin", ["fsdp", "zero1", "zero2", "ddp"])
+def test_a_step_waits_for_nothing(pool, plugin: str, precision: str, recompute: bool, compile_layers: bool):
+    layout, flags = Layout(plugin, 1), {"gradient_checkpoint": recompute, "compile": compile_layers}
+    (found,) = pool(1).run(waiting_cases.steps_without_waiting, layout=layout, precision=precision, **flags)
+    (looked_at,) = pool(1).run(waiting_cases.losses, layout=layout, precision=precision, **flags)
     assert found == pytest.approx(looked_at, rel=1e-3 if precision == "bf16" else 1e-6)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common import ratio_of_pairs, say_ratio
+from benchmarks.common import KEEP_LARGE_BUFFERS, ratio_of_pairs, say_ratio
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPOSITORY / "benchmarks"))  # as `python benchmarks/breakdown.py` has it
@@ -32,6 +32,12 @@ def test_the_interval_holds_the_median_and_is_the_same_every_time():
     assert min(ours) <= low < ratio["median"] < high <= max(ours)
     assert ratio["median"] == pytest.approx(1.025)
     assert ratio == ratio_of_pairs(ours, theirs)
+
+
+def test_benchmarks_keep_large_buffers_as_the_launch_scripts_do():
+    command = ". scripts/common.sh; keep_large_buffers; env"
+    told = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=True, env={})
+    assert {f"{name}={value}" for name, value in KEEP_LARGE_BUFFERS.items()} <= set(told.stdout.splitlines())
 
 
 def test_no_pairs_are_an_error():
