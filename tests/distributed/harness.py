@@ -213,6 +213,9 @@ def _run_case(case: str, kwargs: dict[str, Any], rank: int, world_size: int, por
     from llama_dyt.boosters.launch import ProcessEnvironment, launch, shutdown
 
     module, function = case.split(":")
+    # The engine counts the generators that a process has made for layers, and wants all ranks to have made as many; the
+    # stages of a pipeline have not.
+    importlib.import_module("colossalai.shardformer.layer.utils").Randomizer.reset_index()
     launch(seed=0, environment=ProcessEnvironment(rank, world_size, local_rank=rank, master_port=port))
     result = getattr(importlib.import_module(module), function)(**kwargs)
     # The engine's groups, with two threads each, end with the plugins that made them, which are in reference cycles

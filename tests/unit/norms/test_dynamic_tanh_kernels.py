@@ -255,8 +255,9 @@ def test_a_cache_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
 
 def test_the_kernel_uses_the_threads_of_torch():
     dynamic_tanh(*example((1000, 100), torch.float32)[:3])
-    maps = Path("/proc/self/maps").read_text().splitlines()
-    assert len({line.split()[-1] for line in maps if "libgomp" in line or "libiomp" in line}) == 1
+    loaded = {Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines()}
+    # Packages that bring one of their own, as sentencepiece does, have put a hash into its name.
+    assert len([file for file in loaded if file.name.startswith(("libgomp.so", "libiomp"))]) == 1
 
 
 def test_the_layer_gives_what_the_formula_gives():
