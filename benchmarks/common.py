@@ -73,8 +73,14 @@ def median_of(rows: list[dict[str, Any]], side: str, figure: str) -> float:
     return statistics.median(row[figure] for row in rows if row["side"] == side)
 
 
-def ratio_of_pairs(ours: Sequence[float], theirs: Sequence[float], resamples: int = 10_000) -> dict[str, Any]:
+def ratio_of_pairs(
+    ours: Sequence[float], theirs: Sequence[float], launches: Sequence[int] | None = None, resamples: int = 10_000
+) -> dict[str, Any]:
     """The median of ours/theirs over pairs measured one right after the other, and its 95% bootstrap interval.
+
+    Args:
+        launches: of each pair, the number of the start of the processes that made it. Pairs of one launch have more in
+            common than others, so launches are drawn first, and then pairs of them. None: they are all alike.
 
     Raises:
         ValueError: the two are not of the same length, or empty.
@@ -82,8 +88,16 @@ def ratio_of_pairs(ours: Sequence[float], theirs: Sequence[float], resamples: in
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"{len(ours)} figures of ours and {len(theirs)} of theirs make no pairs")
     ratios = [one / other for one, other in zip(ours, theirs)]
+    groups: dict[int, list[float]] = {}
+    for launch, ratio in zip(launches or [0] * len(ratios), ratios, strict=True):
+        groups.setdefault(launch, []).append(ratio)
     draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(resamples))
+
+    def resampled() -> list[float]:
+        chosen = draw.choices(list(groups.values()), k=len(groups))
+        return [ratio for group in chosen for ratio in draw.choices(group, k=len(group))]
+
+    medians = sorted(statistics.median(resampled()) for _ in range(resamples))
     low, high = medians[int(0.025 * resamples)], medians[int(0.975 * resamples) - 1]
     return {"median": statistics.median(ratios), "interval": [low, high], "pairs": len(ratios)}
 
@@ -110,10 +124,12 @@ def write_report(
     """
     script = Path(sys.argv[0]).resolve()
     script = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else script.name
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    launcher = ["torchrun", "--nproc_per_node", processes] if processes else ["python"]
     head = provenance(packages)
     report = {
         "benchmark": name,
-        "command": shlex.join(["python", str(script), *sys.argv[1:]]),
+        "command": shlex.join([*launcher, str(script), *sys.argv[1:]]),
         **head,
         **more,
         "summary": summary,

@@ -1,10 +1,12 @@
 """A whole training step, ours against others', and DyT against RMSNorm: `python benchmarks/steps.py --config 15m`.
 
 Each side is a process of its own (see `step_sides.py`) that waits until it is told to make a step. Ours and another
-take turns, a step each, so that whatever else the machine does hits both; the order changes with every pair. First,
-unmeasured, come the steps that must have the same losses on all sides: another model, other weights or other data would
-make a ratio of nothing. Ratios are of the two steps of a pair; the median and its 95% bootstrap interval are printed,
-by the clock and by the time of the cores, which other programs disturb less (with one thread: OMP_NUM_THREADS=1).
+take turns, a step each, so that whatever else the machine does hits both; the order changes with every pair. Where in
+memory a process happens to lie makes it a few percent faster or slower for as long as it lives, so both are started
+anew several times. First, unmeasured, come the steps that must have the same losses on all sides: another model, other
+weights or other data would make a ratio of nothing. Ratios are of the two steps of a pair; the median and its 95%
+bootstrap interval are printed, by the clock and by the time of the cores, which other programs disturb less (with one
+thread: OMP_NUM_THREADS=1).
 
 What follows `--` goes to our side alone, such as `-- --compile`. HuggingFace's Trainer needs `accelerate`
 (requirements-dev.txt); without it that side is left out, and said to be.
@@ -12,10 +14,12 @@ What follows `--` goes to our side alone, such as `-- --compile`. HuggingFace's 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +34,7 @@ LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 
 
 class Side:
-    """A process that trains a step when told to."""
+    """A process that trains a step when told to; it is started at once, and waited for at its first step."""
 
     def __init__(self, name: str, side: str, work: Work) -> None:
         self.name = name
@@ -39,7 +43,7 @@ class Side:
         self._process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._answer()
+        self._ready = False
 
     def step(self) -> dict[str, Any]:
         """Its seconds, loss and memory.
@@ -47,6 +51,8 @@ class Side:
         Raises:
             SystemExit: the process ended; what it said stands above.
         """
+        if not self._ready:
+            self._ready = bool(self._answer())
         self._process.stdin.write("step\n")
         self._process.stdin.flush()
         return self._answer()
@@ -79,21 +85,38 @@ def compare_losses(losses: dict[str, list[float]], tolerance: float) -> float:
     return largest
 
 
-def measure_pairs(mine: Side, other: Side, pairs: int) -> list[dict[str, Any]]:
-    rows = []
-    for number in range(pairs):
-        order = (mine, other) if number % 2 == 0 else (other, mine)
-        answers = {side.name: side.step() for side in order}
-        rows += [{"pair": number, "side": name, "against": other.name, **answer} for name, answer in answers.items()]
-    return rows
+def measure_pairs(works: dict[str, tuple[str, Work]], given: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
+    """Every pair of steps, and the largest distance of the first losses, 0.0 where they need not agree.
+
+    Args:
+        works: of the two sides, ours first: name → (loop, work).
+        given: the command line.
+
+    Raises:
+        SystemExit: the sides do not train the same.
+    """
+    rows, distance = [], 0.0
+    _, peer = works
+    same = all(name in SIDES for name in works)
+    for launch in range(given.launches):
+        with ExitStack() as stack:
+            sides = {name: stack.enter_context(closing(Side(name, *work))) for name, work in works.items()}
+            losses = {name: [side.step()["loss"] for _ in range(given.warmup)] for name, side in sides.items()}
+            if same:  # not so for two norms
+                distance = max(distance, compare_losses(losses, LOSS_TOLERANCE[given.mixed_precision]))
+            for turn, number in enumerate(range(launch, given.pairs, given.launches)):
+                order = list(sides) if (turn + launch) % 2 == 0 else reversed(sides)
+                answers = {name: sides[name].step() for name in order}
+                about = {"launch": launch, "pair": number, "against": peer}
+                rows += [{**about, "side": name, **answer} for name, answer in answers.items()]
+    return rows, distance
 
 
 def tokens_ratio(rows: list[dict[str, Any]], peer: str, figure: str) -> dict[str, Any]:
     """Tokens a second of ours over the peer's, seconds being of `figure`."""
-    mine, theirs = (
-        [1 / row[figure] for row in rows if row["against"] == peer and row["side"] == side] for side in ("ours", peer)
-    )
-    return ratio_of_pairs(mine, theirs)
+    mine, theirs = ([row for row in rows if row["against"] == peer and row["side"] == side] for side in ("ours", peer))
+    speeds = ([1 / row[figure] for row in side] for side in (mine, theirs))
+    return ratio_of_pairs(*speeds, launches=[row["launch"] for row in mine])
 
 
 def main() -> None:
@@ -104,7 +127,8 @@ def main() -> None:
         batch_size=(4, "sequences"),
         max_length=(256, "tokens a sequence"),
         plugin=("ddp", "our plugin"),
-        pairs=(12, "pairs of each comparison"),
+        pairs=(24, "pairs of each comparison"),
+        launches=(6, "times that both sides are started, to share the pairs"),
         warmup=(3, "steps before, on each side, whose losses must agree"),
         name=("steps", "of the report"),
     )
@@ -123,33 +147,23 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
-    distance = 0.0
-    mine = Side("ours", "ours", work)
-    ours_first = [mine.step()["loss"] for _ in range(given.warmup)]
-    try:
-        for peer in peers:
-            side = "ours" if peer == "rmsnorm" else peer
-            other = Side(peer, side, replace(work, norm="rmsnorm") if peer == "rmsnorm" else plain)
-            try:
-                first = [other.step()["loss"] for _ in range(given.warmup)]
-                if peer in SIDES:
-                    losses = {"ours": ours_first, peer: first}
-                    distance = max(distance, compare_losses(losses, LOSS_TOLERANCE[given.mixed_precision]))
-                rows += measure_pairs(mine, other, given.pairs)
-            finally:
-                other.close()
-            key = "DyT / RMSNorm" if peer == "rmsnorm" else f"ours / {peer}"
-            summary[f"{key}, tokens/s"] = tokens_ratio(rows, peer, "seconds")
-            summary[f"{key}, tokens a second of the cores"] = tokens_ratio(rows, peer, "cpu_seconds")
-            print(say_ratio(key, summary[f"{key}, tokens/s"]), file=sys.stderr)
-    finally:
-        mine.close()
+    largest = 0.0
+    for peer in peers:
+        other = ("ours", replace(work, norm="rmsnorm")) if peer == "rmsnorm" else (peer, plain)
+        found, distance = measure_pairs({"ours": ("ours", work), peer: other}, given)
+        rows += found
+        largest = max(largest, distance)
+        key = "DyT / RMSNorm" if peer == "rmsnorm" else f"ours / {peer}"
+        summary[f"{key}, tokens/s"] = tokens_ratio(rows, peer, "seconds")
+        summary[f"{key}, tokens a second of the cores"] = tokens_ratio(rows, peer, "cpu_seconds")
+        print(say_ratio(key, summary[f"{key}, tokens/s"]), file=sys.stderr)
     for name in ("ours", *peers):
         times = sorted(row["seconds"] for row in rows if row["side"] == name)
         summary[f"{name}: median tokens/s"] = tokens / times[len(times) // 2]
         summary[f"{name}: memory, MB"] = max(row["memory_mb"] for row in rows if row["side"] == name)
-    summary["largest relative distance of the first losses"] = f"{distance:.1e}"
-    setting = {"settings": {**asdict(work), "pairs": given.pairs, "threads": os.environ.get("OMP_NUM_THREADS")}}
+    summary["largest relative distance of the first losses"] = f"{largest:.1e}"
+    settings = {"pairs": given.pairs, "launches": given.launches, "threads": os.environ.get("OMP_NUM_THREADS")}
+    setting = {"settings": {**asdict(work), **settings}}
     name = f"{given.name}-{given.config}-{given.mixed_precision}"
     write_report(name, given.results, rows, summary, **setting, left_out=left_out, ours_allocator=KEEP_LARGE_BUFFERS)
 

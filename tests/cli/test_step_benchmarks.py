@@ -26,7 +26,20 @@ def run(command: list[str], results: Path) -> tuple[subprocess.CompletedProcess,
 @pytest.mark.slow
 def test_loops_train_the_same_and_take_turns(tmp_path):
     peers = ["bare", "colossalai"] + (["huggingface"] if find_spec("accelerate") else [])
-    flags = ["--peers", *peers, "--pairs", "2", "--warmup", "2", "--batch_size", "1", "--max_length", "16"]
+    flags = [
+        "--peers",
+        *peers,
+        "--pairs",
+        "2",
+        "--launches",
+        "1",
+        "--warmup",
+        "2",
+        "--batch_size",
+        "1",
+        "--max_length",
+        "16",
+    ]
     command = [sys.executable, "benchmarks/steps.py", "--config", "15m", *flags, "--results", str(tmp_path)]
     ended, report = run(command, tmp_path)
     summary, rows = report["summary"], report["rows"]

@@ -34,6 +34,15 @@ def test_the_interval_holds_the_median_and_is_the_same_every_time():
     assert ratio == ratio_of_pairs(ours, theirs)
 
 
+def test_pairs_of_one_launch_count_as_one_another():
+    """Two launches of which one has luck say less than as many pairs that have it one by one."""
+    ours, theirs = [1.0, 1.01, 0.99, 1.0, 1.1, 1.11, 1.09, 1.1], [1.0] * 8
+    apart = ratio_of_pairs(ours, theirs)["interval"]
+    low, high = ratio_of_pairs(ours, theirs, launches=[0, 0, 0, 0, 1, 1, 1, 1])["interval"]
+    assert low < 1.0 + 1e-9 and high > 1.1 - 1e-9
+    assert high - low >= apart[1] - apart[0]
+
+
 def test_benchmarks_keep_large_buffers_as_the_launch_scripts_do():
     command = ". scripts/common.sh; keep_large_buffers; env"
     told = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=True, env={})
