@@ -31,9 +31,18 @@ def max_norm(run: RunConfig) -> float:
     return run.optimizer.gradient_clipping or NO_CLIPPING
 
 
+def _zero_stage(run: RunConfig) -> int:
+    settings = run.booster
+    ranks = dist.get_world_size() // (settings.tp * settings.pp)
+    return zero_stage(settings.plugin, device_type(), settings.zero, ranks)
+
+
 def _low_level_zero(run: RunConfig, family: Family, num_parameters: int, cpu_offload: bool = False) -> Plugin:
+    stage = _zero_stage(run)
+    if stage == 0:
+        return _hybrid_parallel(run, family, num_parameters)
     return LowLevelZeroPlugin(
-        stage=zero_stage(run.booster.plugin, device_type(), run.booster.zero),
+        stage=stage,
         precision=run.booster.mixed_precision,
         initial_scale=INITIAL_SCALE,
         max_norm=max_norm(run),
@@ -71,7 +80,7 @@ def _hybrid_parallel(run: RunConfig, family: Family, num_parameters: int, cpu_of
         pp_style=settings.pp_style,
         num_model_chunks=settings.model_chunks,
         scheduler_nodes=zero_bubble_schedule(run) if settings.pp_style == "zbv" else None,
-        zero_stage=zero_stage(settings.plugin, device_type(), settings.zero),
+        zero_stage=_zero_stage(run),
         cpu_offload=cpu_offload,
         precision=settings.mixed_precision,
         microbatch_size=settings.micro_batch_size if settings.pp > 1 else None,

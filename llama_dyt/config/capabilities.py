@@ -150,9 +150,16 @@ def capability(plugin: str, device: str) -> Capability:
     return by_device[kind]
 
 
-def zero_stage(plugin: str, device: str, requested: int | None) -> int | None:
-    """The ZeRO stage a run has: as requested, else the plugin's own; None for a plugin that has no such stages."""
-    return requested if requested is not None else capability(plugin, device).default_zero_stage
+def zero_stage(plugin: str, device: str, requested: int | None, ranks: int | None = None) -> int | None:
+    """The ZeRO stage a run has: as requested, else the plugin's own; None for a plugin that has no such stages.
+
+    Args:
+        ranks: how many would share the states, where that is known. One has stage 0: ZeRO would divide nothing, and
+            only copy. Offloading is part of it, so where there is that the stage stays.
+    """
+    can = capability(plugin, device)
+    stage = requested if requested is not None else can.default_zero_stage
+    return 0 if stage and ranks == 1 and can.offload == "none" else stage
 
 
 def plugins_able(device: str, ability: str) -> list[str]:

@@ -101,7 +101,7 @@ def _of_stage(run: RunConfig, config: PretrainedConfig, stage: int, part: StageP
         return MemoryEstimate(
             weights * (1 - offload_param), gradients, states * (1 - offload_optim), activations, host=host
         )
-    zero = zero_stage(booster.plugin, "cpu", booster.zero) or 0
+    zero = zero_stage(booster.plugin, "cpu", booster.zero, ranks) or 0
     mine = share if zero else held
     # In fp32 and without ZeRO the weights themselves are what Adam updates.
     states = (_MOMENT_BYTES + (_MASTER_BYTES if zero or working != _MASTER_BYTES else 0)) * float(mine)

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.distributed
     [
         (Layout("ddp", 2), "bf16"),
         (Layout("zero1", 2), "bf16"),
+        (Layout("zero2", 1), "fp32"),
         (Layout("zero2", 2), "fp32"),
         (Layout("zero2", 2), "bf16"),
         (Layout("zero2_cpu", 2), "bf16"),

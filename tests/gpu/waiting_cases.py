@@ -6,16 +6,31 @@ Its own file because the workers of a pool import it.
 from __future__ import annotations
 
 from itertools import islice
+from unittest import mock
 
 import torch
 
+from llama_dyt.boosters import plugins
+from llama_dyt.config.capabilities import zero_stage
+from llama_dyt.config.run import RunConfig
+from llama_dyt.training.trainer import Trainer
 from tests.distributed import small_run, training_cases
 from tests.distributed.small_run import Layout
 
 
+def start(layout: Layout, precision: str, flags: dict[str, object]) -> Trainer:
+    """A trainer whose ZeRO runs on one GPU too, where a run would leave it out."""
+
+    def asked_for(run: RunConfig) -> int:
+        return zero_stage(run.booster.plugin, "cuda", run.booster.zero)
+
+    with mock.patch.object(plugins, "_zero_stage", asked_for):
+        return training_cases.start(small_run.run_config(layout, precision, **flags))
+
+
 def steps_without_waiting(layout: Layout, precision: str, **flags: object) -> list[float]:
     """Losses of six steps, of which the last three were started without a wait."""
-    trainer = training_cases.start(small_run.run_config(layout, precision, **flags))
+    trainer = start(layout, precision, flags)
     assert trainer.boosted.runs_ahead
     steps = list(islice(small_run.batches(trainer.boosted.run, 0, 1), 6))
     outcomes = [trainer.train_step(step) for step in steps[:3]]
@@ -30,5 +45,5 @@ def steps_without_waiting(layout: Layout, precision: str, **flags: object) -> li
 
 def losses(layout: Layout, precision: str, **flags: object) -> list[float]:
     """The same steps, each looked at before the next."""
-    trainer = training_cases.start(small_run.run_config(layout, precision, **flags))
+    trainer = start(layout, precision, flags)
     return [trainer.train_step(step).loss for step in islice(small_run.batches(trainer.boosted.run, 0, 1), 6)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llama_dyt.config import RunConfig
+from llama_dyt.config import RunConfig, zero_stage
 from llama_dyt.config.check import collect_problems
 
 
@@ -82,3 +82,21 @@ def test_ranks_that_share_sequences_read_the_same_rows():
 def test_the_benchmarks_spelling_of_chunks():
     run = RunConfig.from_yaml("kind: benchmark\nplugin: 3d\npp: 2\npp_style: interleaved\nnum_model_chunks: 3\n")
     assert run.booster.model_chunks == 3
+
+
+@pytest.mark.parametrize(
+    ("plugin", "requested", "ranks", "stage"),
+    [
+        ("zero1", None, 2, 1),
+        ("zero1", None, 1, 0),
+        ("zero2", None, 1, 0),
+        ("zero2", None, None, 2),
+        ("zero2_cpu", None, 1, 2),
+        ("hybrid_parallel", 1, 4, 1),
+        ("hybrid_parallel", 2, 1, 0),
+        ("hybrid_parallel_cpu", None, 1, 1),
+        ("gemini", None, 1, None),
+    ],
+)
+def test_one_rank_has_no_zero_but_for_offloading(plugin, requested, ranks, stage):
+    assert zero_stage(plugin, "cpu", requested, ranks) == stage
