@@ -13,7 +13,8 @@ PROGRAM = [sys.executable, str(ROOT / "benchmarks" / "memory.py")]
 
 
 def test_optimizer_states_of_two_processes_are_half(tmp_path):
-    flags = ["--plugins", "zero2", "--processes", "1", "2", "--config", "15m", "--max_length", "8"]
+    flags = ["--plugins", "zero2", "--processes", "1", "2", "--mixed_precision", "bf16"]
+    flags += ["--config", "15m", "--max_length", "8"]
     command = [*PROGRAM, *flags, "--results", str(tmp_path), "--", *MODEL_SIZE]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     assert ended.returncode == 0, ended.stderr
@@ -34,7 +35,7 @@ def test_optimizer_states_of_two_processes_are_half(tmp_path):
     assert len(two["ranks"]) == 2
     assert two["peak_mb"] > two["before_mb"] > 0
     assert {"python", "torch", "transformers", "colossalai"} == set(report["versions"])
-    assert "| zero2 | fp32 | 2 |" in ended.stdout
+    assert "| zero2 | bf16 | 2 |" in ended.stdout
     assert "| 1/2.00 |" in ended.stdout
 
 
