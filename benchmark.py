@@ -1,15 +1,23 @@
 """Measure training throughput on synthetic data: `python benchmark.py --help`, or docs/benchmark.md."""
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from llama_dyt.launch.parent_watch import end_with_launcher
+    from llama_dyt.training.plan.answer import answer
+
+    end_with_launcher()
+    checked = answer("benchmark")
+
+from functools import partial
 from pathlib import Path
 
-from llama_dyt.training.dry_run import print_dry_run
-from llama_dyt.training.measurement import measure, write_measurement
-from llama_dyt.training.plan import make_plan
-from llama_dyt.training.session import run_entry
+from llama_dyt.training.entry import run_entry
+from llama_dyt.training.measurement.benchmark import measure, write_measurement
+from llama_dyt.training.plan import Checked, make_plan
+from llama_dyt.training.sizing.dry_run import print_dry_run
 
 
-def main() -> None:
-    plan = make_plan("benchmark")
+def main(checked: Checked | None = None) -> None:
+    plan = make_plan("benchmark", checked=checked)
     settings = plan.run.benchmark
     if plan.run.run.dry_run:
         print_dry_run(plan, settings.num_steps)
@@ -22,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_entry(main)
+    run_entry(partial(main, checked))

@@ -1,20 +1,33 @@
 """Fine-tune a model on prompts and completions: `python finetune.py --help`, or docs/finetuning.md."""
 
-from llama_dyt.data.instructions import InstructionBatches
-from llama_dyt.data.sources import Source
-from llama_dyt.data.validation import open_training
-from llama_dyt.training.dry_run import print_dry_run
-from llama_dyt.training.plan import Plan, make_plan, say
-from llama_dyt.training.session import Session, run_entry
+if __name__ == "__main__":  # before what takes seconds to import
+    from llama_dyt.launch.parent_watch import end_with_launcher
+    from llama_dyt.training.plan.answer import answer
+
+    end_with_launcher()
+    checked = answer("finetune")
+
+from functools import partial
+
+from llama_dyt.core import ranks
+from llama_dyt.data.formats.sources import TextSource
+from llama_dyt.data.loaders.instructions import InstructionBatches
+from llama_dyt.data.loaders.step import BatchShape
+from llama_dyt.data.validation_sets import open_training
+from llama_dyt.training.callbacks.validation import read_validation
+from llama_dyt.training.entry import run_entry
+from llama_dyt.training.plan import Checked, Plan, make_plan, say
+from llama_dyt.training.session import Session
+from llama_dyt.training.sizing.dry_run import print_dry_run
 
 
-def open_examples(plan: Plan) -> Source:
+def open_examples(plan: Plan) -> TextSource:
     """What is trained on."""
-    return open_training(plan.dataset, plan.run.validation.validation_fraction, **plan.source_options)
+    return open_training(plan.dataset, plan.run.validation.validation_fraction, plan.read_options)
 
 
 def make_batches(
-    plan: Plan, source: Source, dp_rank: int, dp_size: int, num_epochs: int = 1, position: dict | None = None
+    plan: Plan, source: TextSource, dp_rank: int, dp_size: int, num_epochs: int = 1, position: dict | None = None
 ) -> InstructionBatches:
     """The batches of one data-parallel rank; prompts and padding carry no loss."""
     run = plan.run
@@ -22,10 +35,7 @@ def make_batches(
         source,
         plan.tokenizer,
         run.data.max_length,
-        run.data.batch_size,
-        run.optimizer.gradient_accumulation_steps,
-        dp_rank,
-        dp_size,
+        BatchShape(run.data.batch_size, run.optimizer.gradient_accumulation_steps, dp_rank, dp_size),
         num_epochs,
         position,
         seed=run.run.seed,
@@ -40,8 +50,11 @@ def total_steps(plan: Plan, batches: InstructionBatches) -> int:
     return batches.num_steps if limit is None else min(limit, batches.num_steps)
 
 
-def main() -> None:
-    plan = make_plan("finetune")
+def main(checked: Checked | None = None) -> None:
+    plan = make_plan("finetune", checked=checked)
+    if plan.run.run.dry_run and plan.dataset is None:
+        print_dry_run(plan, plan.run.run.max_steps)
+        return
     if plan.run.run.dry_run:
         dp_size = plan.run.booster.data_parallel_size(plan.environment.world_size)
         with make_batches(plan, open_examples(plan), 0, dp_size, plan.run.data.num_epochs) as batches:
@@ -49,9 +62,11 @@ def main() -> None:
         return
     session = Session(plan)
     dp_rank, dp_size = session.grid.dp_rank, session.grid.dp_size
-    validation = session.read_validation(lambda source: make_batches(plan, source, dp_rank, dp_size))
+    validation = read_validation(plan, lambda source: make_batches(plan, source, dp_rank, dp_size))
     num_epochs, position = plan.run.data.num_epochs, session.progress.position
-    batches = make_batches(plan, open_examples(plan), dp_rank, dp_size, num_epochs, position)
+    batches = ranks.together(
+        lambda: make_batches(plan, open_examples(plan), dp_rank, dp_size, num_epochs, position), "reading the examples"
+    )
     read = batches.examples
     say(
         plan,
@@ -62,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_entry(main)
+    run_entry(partial(main, checked))

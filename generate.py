@@ -5,11 +5,24 @@ python generate.py --model_path checkpoint --prompt "Once upon a time" --max_new
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from llama_dyt.launch.parent_watch import end_with_launcher
+
+    end_with_launcher()
+
 import argparse
+import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from llama_dyt.errors import CheckpointError, ConfigurationError, DataError, LlamaDytError
+from llama_dyt.core import extensions
+from llama_dyt.core.errors import CheckpointError, ConfigurationError, DataError, LlamaDytError
+from llama_dyt.core.problem import Problem
+from llama_dyt.core.store import at, store_of
+
+_LEAST_TEMPERATURE = 0.001
+"""Logits are divided by it in fp32, and must stay finite."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,20 +44,38 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_new_tokens", type=int, default=64, help="Longest continuation, in tokens. Default: 64.")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token. Default: 0.8.")
     parser.add_argument("--top_k", type=int, default=50, help="Draw from so many likeliest tokens. Default: 50.")
+    parser.add_argument(
+        "--parse_special_tokens",
+        action=argparse.BooleanOptionalAction,
+        help="Take special tokens written in the prompt, such as <|im_start|>, for these tokens, not for text. "
+        "Default: as in the model's fine-tuning, else text.",
+    )
     parser.add_argument("--seed", type=int, default=42, help="Seed of the draws. Default: 42.")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="A module of your own that the model needs, such as one with its norm or family, by its dotted name; may "
+        "be given several times.",
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), help="Default: cuda where there is a GPU.")
     return parser
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises ConfigurationError naming every value that cannot be used."""
-    problems = []
+    """Imports the user's modules; raises ConfigurationError naming every value that cannot be used."""
+    problems: list[str] = list(extensions.load(arguments.imports))
     if arguments.max_new_tokens < 1:
-        problems.append(f"--max_new_tokens {arguments.max_new_tokens}: give 1 or more")
-    if arguments.temperature < 0:
-        problems.append(f"--temperature {arguments.temperature}: give 0 (the likeliest token) or more")
+        problems.append(Problem("max_new_tokens", arguments.max_new_tokens, "give 1 or more"))
+    if arguments.temperature != 0 and not _LEAST_TEMPERATURE <= arguments.temperature < math.inf:
+        reason = f"give 0 (the likeliest token) or a number of {_LEAST_TEMPERATURE} or more"
+        problems.append(Problem("temperature", str(arguments.temperature), reason))
     if arguments.top_k < 1:
-        problems.append(f"--top_k {arguments.top_k}: give 1 or more")
+        problems.append(Problem("top_k", arguments.top_k, "give 1 or more"))
+    if not -(2**63) <= arguments.seed < 2**64:
+        problems.append(Problem("seed", arguments.seed, "give a number of at most 64 bits"))
     if problems:
         raise ConfigurationError(problems)
 
@@ -55,16 +86,14 @@ def model_folder(path: str) -> str:
     Raises:
         CheckpointError: it is a folder, or looks like one, and holds no model or complete checkpoint.
     """
-    folder = Path(path).expanduser()
+    folder = at(path, "model_path").expanduser()
     if (folder / "config.json").is_file():
-        return str(folder)
+        return str(store_of(folder).local(folder))
     if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        from llama_dyt.training.restore import find_checkpoint
+        from llama_dyt.training.checkpoint.reader import find_checkpoint
 
-        try:
-            return str(find_checkpoint(str(folder), folder) / "model")
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace("--load", "--model_path")) from error
+        found = find_checkpoint(str(folder), folder, flag="--model_path")
+        return str(store_of(found).local(found, "model/") / "model")
     return path
 
 
@@ -73,19 +102,24 @@ def load(path: str, device: str):
 
     Raises:
         CheckpointError: transformers cannot load the model; its reason is given.
-        DataError, ConfigurationError: there is no usable tokenizer.
+        DataError, ConfigurationError: there is no usable tokenizer, or a module of the user's is needed.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    import llama_dyt  # noqa: F401  (registers the DyT classes with transformers' Auto classes)
-    from llama_dyt.data.tokenizer import load_tokenizer
+    from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
+    from llama_dyt.models import FAMILIES, missing_imports
+    from llama_dyt.models.auto_classes import register_auto_classes
 
+    if missing := missing_imports(Path(path)):
+        raise ConfigurationError(missing)
+    for family in FAMILIES:
+        register_auto_classes(family)
     try:
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, flag="--model_path")
     except DataError as error:
-        raise DataError(f"--model_path {path}: {str(error).replace('--tokenizer', '--model_path')}") from error
+        raise DataError(f"--model_path {path}: {error}") from error
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(path)
@@ -95,26 +129,53 @@ def load(path: str, device: str):
     return model.to(device).eval(), tokenizer
 
 
-def continue_text(model, tokenizer, prompt: str, arguments: argparse.Namespace) -> str:
-    """`prompt` and the model's continuation of it, up to the end of the document or --max_new_tokens."""
-    import torch
+def room(prompt_tokens: int, positions: int, arguments: argparse.Namespace) -> int:
+    """How many of --max_new_tokens the model has positions for behind a prompt; says so where they are fewer.
 
-    # Training documents start with BOS, so a prompt does as well, whatever the tokenizer adds by itself.
-    ids = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    ids += tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if not ids:
+    Raises:
+        ConfigurationError: not a single one.
+    """
+    left = positions - prompt_tokens
+    if left < 1:
+        raise ConfigurationError(
+            f"--prompt has {prompt_tokens} tokens with BOS, and the model has {positions} positions for prompt and "
+            "continuation together: give a shorter one"
+        )
+    if left < arguments.max_new_tokens:
+        print(
+            f"note: the model's {positions} positions leave room for {left} of --max_new_tokens "
+            f"{arguments.max_new_tokens} behind a prompt of {prompt_tokens} tokens",
+            file=sys.stderr,
+        )
+    return min(left, arguments.max_new_tokens)
+
+
+def continue_prompts(model, tokenizer, prompts: list[str], arguments: argparse.Namespace) -> Iterator[str]:
+    """The model's continuation of each prompt, up to the end of the document or --max_new_tokens."""
+    import torch
+    from transformers import GenerationConfig
+
+    from llama_dyt.data.tokenizing.prompt_encoding import PromptEncoder
+
+    encoder = PromptEncoder(tokenizer)
+    encoded = encoder.prompts(prompts)
+    if not all(map(len, encoded)):
         raise ConfigurationError("this model's tokenizer has no BOS token to start from: give a --prompt")
-    input_ids = torch.tensor([ids], device=model.device)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limits = [room(len(ids), positions, arguments) if positions else arguments.max_new_tokens for ids in encoded]
     sampling = {"do_sample": True, "temperature": arguments.temperature, "top_k": arguments.top_k}
-    output = model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=arguments.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        **(sampling if arguments.temperature > 0 else {"do_sample": False}),
-    )
-    return tokenizer.decode(output[0], skip_special_tokens=True)
+    # The flags alone decide: what a folder's generation_config.json says would fill whatever is not said here.
+    model.generation_config = GenerationConfig()
+    for ids, limit in zip(encoded, limits, strict=True):
+        input_ids = torch.from_numpy(ids).long()[None].to(model.device)
+        settings = GenerationConfig(
+            max_new_tokens=limit,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+            **(sampling if arguments.temperature > 0 else {"do_sample": False}),
+        )
+        output = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=settings)
+        yield encoder.decode(ids.tolist(), output[0, len(ids) :].tolist())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -126,10 +187,15 @@ def main(argv: list[str] | None = None) -> None:
 
     torch.manual_seed(arguments.seed)
     model, tokenizer = load(folder, arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    for number, prompt in enumerate(arguments.prompt or [""]):
+    if arguments.parse_special_tokens is not None:
+        from llama_dyt.data.tokenizing.prompt_encoding import set_special_tokens
+
+        set_special_tokens(tokenizer, arguments.parse_special_tokens)
+    prompts = arguments.prompt or [""]
+    for number, continuation in enumerate(continue_prompts(model, tokenizer, prompts, arguments)):
         if number:
             print("---")
-        print(continue_text(model, tokenizer, prompt, arguments))
+        print(prompts[number] + continuation)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
 """Prepare text once for many runs: `python prepare_data.py --help`, or docs/data.md."""
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from llama_dyt.launch.parent_watch import end_with_launcher
+
+    end_with_launcher()
+
 import os
 import sys
 from pathlib import Path
 
-from llama_dyt.config.preparation import PrepareSettings, parse_preparation
-from llama_dyt.errors import EXIT_STATUS, LlamaDytError
+from llama_dyt.core.errors import EXIT_STATUS, LlamaDytError
+from llama_dyt.data.preparing.settings import PrepareSettings, parse_preparation
 
 
 def verify(settings: PrepareSettings) -> None:
     """Compare every file of a prepared folder with its checksum."""
     from tqdm import tqdm
 
-    from llama_dyt.data.manifest import SPLITS, read_manifests
-    from llama_dyt.data.shards import open_shards
+    from llama_dyt.data.formats.manifest import SPLITS, read_manifests
+    from llama_dyt.data.formats.shards import open_shards
 
     manifests = read_manifests(Path(settings.output_path))
     splits = [split for split in SPLITS if any(manifest.split(split) for manifest in manifests)]
@@ -29,9 +34,15 @@ def main() -> None:
     if settings.verify:
         verify(settings)
         return
-    from llama_dyt.data.prepare import prepare
+    from llama_dyt.data.preparing.prepare import prepare
+    from llama_dyt.launch.claim import take
 
-    print(prepare(settings))
+    share = f"claim_{settings.rank:05d}_of_{settings.world_size:05d}"
+    claim = take(Path(settings.output_path), "prepare_data.py", flag="--output_path", name=share)
+    try:
+        print(prepare(settings))
+    finally:
+        claim.release()
     print(f"in {settings.output_path}: train on it with pretrain.py --dataset {settings.output_path}")
 
 

@@ -75,12 +75,12 @@ def measure(flags: list[str]) -> dict[str, Any]:
     """The measurement and its terms, of a run with these flags of benchmark.py, in this process."""
     import torch
 
-    from llama_dyt.data.synthetic import SyntheticBatches
-    from llama_dyt.training import measurement
-    from llama_dyt.training.peak import best_matmul_tflops
-    from llama_dyt.training.performance import matmul_parameters
+    from llama_dyt.data.loaders.synthetic import SyntheticBatches
+    from llama_dyt.models import family_of
+    from llama_dyt.training.measurement import benchmark as measurement
+    from llama_dyt.training.measurement.peak import measure_matmul
+    from llama_dyt.training.measurement.profiling import PROFILED_STEPS, profiled
     from llama_dyt.training.plan import make_plan
-    from llama_dyt.training.profiling import PROFILED_STEPS, profiled
     from llama_dyt.training.session import Session
 
     plan = make_plan("benchmark", flags)
@@ -97,13 +97,13 @@ def measure(flags: list[str]) -> dict[str, Any]:
     terms = device_seconds(ran, PROFILED_STEPS)
     if device.type == "cuda":
         terms["idle"] = max(0.0, result.median - busy / PROFILED_STEPS)
-        rate = result.matmul_tflops or best_matmul_tflops(device, torch.bfloat16)[0]
+        rate = result.matmul_tflops or measure_matmul(device, torch.bfloat16).tflops
     else:
         # On a CPU the profiler itself is part of an operator's time: shares are told, and nothing is called idle.
         rate = result.speedometer.peak_tflops
     meter = result.speedometer
     # The FLOPs of attention's two products are attention's term.
-    share = 6 * matmul_parameters(plan.model_config) / meter.model_flops
+    share = 6 * family_of(plan.model_config).matmul_parameters(plan.model_config) / meter.model_flops
     flops = share * meter.hardware_flops * result.tokens_a_step / meter.num_devices
     return {
         "flags": flags,
@@ -147,6 +147,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from llama_dyt.training.session import run_entry
+    from llama_dyt.launch.parent_watch import end_with_launcher
+
+    end_with_launcher()
+
+    from llama_dyt.training.entry import run_entry
 
     run_entry(main)

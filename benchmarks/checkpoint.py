@@ -26,10 +26,12 @@ def sides_of(flags: list[str]) -> tuple[dict[str, Callable[[Path], Any]], int]:
     import torch
     import torch.distributed.checkpoint as distributed
 
-    from llama_dyt.data.synthetic import SyntheticBatches
-    from llama_dyt.training.checkpoint import CheckpointWriter
+    from llama_dyt.data.loaders.synthetic import SyntheticBatches
+    from llama_dyt.models import save_config
+    from llama_dyt.training.callbacks.checkpointing import Checkpointing
+    from llama_dyt.training.checkpoint.writer import CheckpointWriter
     from llama_dyt.training.plan import make_plan
-    from llama_dyt.training.session import Session, save_config
+    from llama_dyt.training.session import Session
 
     plan = make_plan("benchmark", flags)
     session = Session(plan)
@@ -43,9 +45,8 @@ def sides_of(flags: list[str]) -> tuple[dict[str, Callable[[Path], Any]], int]:
     flat = {f"{key}.{name}": tensor for name, tensors in whole.items() for key, tensor in tensors.items()}
 
     def ours(folder: Path) -> None:
-        trainer.writer = CheckpointWriter(
-            folder, state, session.grid, lambda model: save_config(plan.model_config, model)
-        )
+        writer = CheckpointWriter(folder, state, session.grid, lambda model: save_config(plan.model_config, model))
+        trainer.checkpointing = Checkpointing(plan.run, writer)
         trainer.save()
 
     sides = {
@@ -105,6 +106,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from llama_dyt.training.session import run_entry
+    from llama_dyt.launch.parent_watch import end_with_launcher
+
+    end_with_launcher()
+
+    from llama_dyt.training.entry import run_entry
 
     run_entry(main)

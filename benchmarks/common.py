@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
-from llama_dyt.training.provenance import PACKAGES, provenance, write_json_aside  # noqa: E402
+from llama_dyt.training.measurement.provenance import PACKAGES, provenance, write_json_aside  # noqa: E402
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 WORK = REPOSITORY / "data" / "benchmarks"

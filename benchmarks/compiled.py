@@ -16,8 +16,8 @@ import torch
 from common import arguments, keep_large_buffers, ratio_of_pairs, write_report
 
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
-from llama_dyt.boosters.launch import launch, shutdown
-from llama_dyt.data.synthetic import SyntheticBatches
+from llama_dyt.data.loaders.synthetic import SyntheticBatches
+from llama_dyt.launch.process_group import launch, shutdown
 from llama_dyt.models import InitialWeights, empty_model, recompute_activations
 from llama_dyt.training.optimizer import parameter_groups
 from llama_dyt.training.plan import Plan, make_plan
@@ -42,7 +42,7 @@ def main() -> None:
     given = parser.parse_args()
     flags = [*DEFAULTS, *given.flags]
     plan = make_plan("benchmark", flags)
-    launch(plan.run.run.seed, plan.environment)
+    launch(plan.run.run.seed, plan.environment, tensor_parallel=plan.run.booster.tp > 1)
     kinds = {"written": boost(plan, False), "compiled": boost(plan, True)}
     grid, run = kinds["written"].grid, plan.run
     batches = SyntheticBatches(
@@ -82,5 +82,9 @@ def report(results: Any, flags: list[str], plan: Plan, rows: list[dict[str, Any]
 
 
 if __name__ == "__main__":
+    from llama_dyt.launch.parent_watch import end_with_launcher
+
+    end_with_launcher()
+
     keep_large_buffers()
     main()

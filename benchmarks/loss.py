@@ -86,7 +86,7 @@ def measure_memory(given: argparse.Namespace) -> dict[str, Any]:
 
         small = tuple(tensor[:64].detach().clone() for tensor in inputs)
         run_once(given.side, (small[0].requires_grad_(), small[1].requires_grad_(), small[2].clamp(max=63)))
-        from llama_dyt.boosters.host import peak_resident_bytes, reset_peak_resident_bytes
+        from llama_dyt.boosters.engine.host import peak_resident_bytes, reset_peak_resident_bytes
 
         before = psutil.Process().memory_info().rss
         reset_peak_resident_bytes()
@@ -98,13 +98,17 @@ def measure_memory(given: argparse.Namespace) -> dict[str, Any]:
         "side": given.side,
         "memory_mb": (peak - before) / MEGABYTE,
         "loss": float(loss),
-        **{name: float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) for name, gradient in norms.items()},
+        **{name: _norm(gradient) for name, gradient in norms.items()},
     }
 
 
 def gradients_of(side: str, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
     run_once(side, inputs)
     return [tensor.grad.float() for tensor in inputs[:2]]
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def measure_time(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -115,7 +119,7 @@ def measure_time(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {side: {"seconds": []} for side in sides(given.device)}
     for side, row in rows.items():
         pairs = zip(gradients_of(side, inputs), exact)
-        row["gradient_distance"] = [float((own - whole).norm() / whole.norm()) for own, whole in pairs]
+        row["gradient_distance"] = [_norm(own - whole) / _norm(whole) for own, whole in pairs]
     for repetition in range(given.repeat):
         # The order turns round, so that what one side leaves in caches is not always the same side's gain.
         for side in list(rows) if repetition % 2 else reversed(rows):

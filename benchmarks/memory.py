@@ -17,7 +17,7 @@ from typing import Any
 
 from common import MEGABYTE, RESULTS, write_report
 
-from llama_dyt.config.capabilities import canonical_plugin, capability
+from llama_dyt.boosters.strategy import STRATEGIES
 
 PLUGINS = ("ddp", "zero1", "zero2", "gemini", "fsdp")
 STEPS = 2
@@ -27,13 +27,14 @@ PACKAGES = ("torch", "transformers", "colossalai")
 
 def measure(file: str, flags: list[str]) -> None:
     """One process of a measurement: train two steps; rank 0 writes what every rank held to `file`."""
+    from llama_dyt.boosters.engine.host import reset_peak_resident_bytes
+
     import psutil
-    import torch.distributed as dist
 
     from llama_dyt.boosters.boosted import peak_memory_mb
-    from llama_dyt.boosters.held import held_bytes
-    from llama_dyt.boosters.host import reset_peak_resident_bytes
-    from llama_dyt.data.synthetic import SyntheticBatches
+    from llama_dyt.boosters.state_bytes import measure_state_bytes
+    from llama_dyt.core import ranks
+    from llama_dyt.data.loaders.synthetic import SyntheticBatches
     from llama_dyt.training.plan import make_plan
     from llama_dyt.training.session import Session
 
@@ -55,9 +56,9 @@ def measure(file: str, flags: list[str]) -> None:
     with batches:
         for step in batches:
             boosted.forward_backward(step)
-            held = held_bytes(boosted)
+            held = measure_state_bytes(boosted)
             boosted.optimizer_step()
-    after = held_bytes(boosted)  # gradients can take the place of weights until the step
+    after = measure_state_bytes(boosted)  # gradients can take the place of weights until the step
     own = {
         "peak_mb": peak_memory_mb(),
         "before_mb": before,
@@ -66,10 +67,9 @@ def measure(file: str, flags: list[str]) -> None:
         "masters_bytes": after.masters,
         "moments_bytes": after.moments,
     }
-    ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, own)
-    if dist.get_rank() == 0:
-        Path(file).write_text(json.dumps(ranks), encoding="utf-8")
+    all_ranks = ranks.gather(own, "comparing what ranks hold")
+    if plan.is_first_process:
+        Path(file).write_text(json.dumps(all_ranks), encoding="utf-8")
 
 
 def row_of(plugin: str, processes: int, precision: str, ranks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def precision_of(plugin: str) -> str:
     """fp32 where the plugin has it: a CPU without half-precision units takes minutes for a step in bf16."""
-    can = capability(plugin, "cpu")
+    can = STRATEGIES.get(plugin).capability
     stage = can.default_zero_stage
     return "fp32" if "fp32" in can.precisions and (stage is None or stage in can.float32_zero_stages) else "bf16"
 
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="further flags of benchmark.py, after --")
     arguments = parser.parse_args()
     for plugin in arguments.plugins:
-        if canonical_plugin(plugin) is None:
+        if STRATEGIES.find(plugin) is None:
             parser.error(f"--plugins: no plugin {plugin!r}; see docs/boosters.md")
 
     flags = ["--config", arguments.config, "--max_length", str(arguments.max_length), "--batch_size", "1"]
@@ -157,7 +157,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
-        from llama_dyt.training.session import run_entry
+        from llama_dyt.launch.parent_watch import end_with_launcher
+
+        end_with_launcher()
+
+        from llama_dyt.training.entry import run_entry
 
         run_entry(lambda: measure(sys.argv[2], sys.argv[3:]))
     main()

@@ -37,7 +37,7 @@ def make_sides(columns: int, device: str, kind: Any) -> dict[str, Any]:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     from llama_dyt.norms import DynamicTanh, RMSNorm, dynamic_tanh_formula
-    from llama_dyt.norms.dynamic_tanh_op import forward_op
+    from llama_dyt.norms.kernels.operator import forward_op
 
     class Formula(DynamicTanh):
         def forward(self, x):

@@ -95,7 +95,7 @@ def plan_of(work: Work) -> Any:
 
 
 def batches_of(plan: Any) -> Iterator[Any]:
-    from llama_dyt.data.synthetic import SyntheticBatches
+    from llama_dyt.data.loaders.synthetic import SyntheticBatches
 
     run = plan.run
     return SyntheticBatches(plan.model_config.vocab_size, run.data.max_length, run.data.batch_size, seed=run.run.seed)
@@ -110,22 +110,16 @@ def model_of(plan: Any, device: Any) -> Any:
 
 def ours(work: Work, gate: Gate) -> None:
     from llama_dyt.training.session import Session
-    from llama_dyt.training.tracking import Tracker
+    from llama_dyt.training.trackers.tracker import Tracked
+    from llama_dyt.training.trackers.trackers import Trackers
 
     plan = plan_of(work)
     plan.run = plan.run.replace(log_interval=LOG_INTERVAL)
     session = Session(plan)
     with tempfile.TemporaryDirectory() as folder:
-        tracker = Tracker(
-            enabled=True,
-            save_dir=Path(folder),
-            tensorboard_dir=None,
-            config_yaml=plan.run.to_yaml(),
-            start_step=0,
-            total_steps=ENDLESS,
-            description="steps",
-        )
-        trainer = session.make_trainer(ENDLESS, tracker)
+        tracked = Tracked(plan.run, Path(folder), 0, ENDLESS, "steps", "steps", plan.model_config.vocab_size)
+        trackers = Trackers.of_run(tracked, first=True)
+        trainer = session.make_trainer(ENDLESS, trackers)
         train_step = trainer.train_step
 
         def recorded(*words: Any) -> Any:
@@ -135,7 +129,7 @@ def ours(work: Work, gate: Gate) -> None:
 
         trainer.train_step = recorded
         trainer.fit(gate.steps(batches_of(plan)), ENDLESS)
-        tracker.close()
+        trackers.close()
 
 
 def bare(work: Work, gate: Gate) -> None:
@@ -217,10 +211,11 @@ def colossalai(work: Work, gate: Gate) -> None:
     import torch.distributed as dist
     from tqdm import tqdm
 
-    from llama_dyt.boosters.launch import launch
+    from llama_dyt.launch.process_group import launch
 
     plan = plan_of(work)
-    launch(plan.run.run.seed, plan.environment)  # the engine does not run on a CPU, or on this torch, without it
+    # The engine does not run on a CPU, or on this torch, without it.
+    launch(plan.run.run.seed, plan.environment, tensor_parallel=plan.run.booster.tp > 1)
 
     from colossalai.accelerator import get_accelerator
     from colossalai.booster import Booster
@@ -254,6 +249,10 @@ def main(side: str, words: str) -> None:
 
 
 if __name__ == "__main__":
-    from llama_dyt.training.session import run_entry
+    from llama_dyt.launch.parent_watch import end_with_launcher
+
+    end_with_launcher()
+
+    from llama_dyt.training.entry import run_entry
 
     run_entry(lambda: main(*sys.argv[1:3]))

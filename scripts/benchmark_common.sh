@@ -1,7 +1,7 @@
 # What the scripts in benchmark_7B/ and benchmark_70B/ share. Sourced by them, never run.
 #
-# Each is run from its own folder. A hosts.txt there (one host name a line, no comments; the first is the master, and all
-# can be reached by ssh without a password) makes it a run of many machines; without one it runs on this machine alone.
+# Each is run from its own folder. A hosts.txt there (one host name a line; the first is the master, and all can be
+# reached by ssh without a password) makes it a run of many machines; without one it runs on this machine alone.
 #
 #   CONFIG=…       model size (7b or 70b, as the folder says)     BATCH=…   sequences a data-parallel rank
 #   NPROC=…        processes a machine (default: one a GPU)       LENGTH=…  tokens a sequence
@@ -21,7 +21,7 @@ GPUS="$(count_gpus)"
 NPROC="${NPROC:-$((GPUS > 0 ? GPUS : 1))}"
 if [ -f hosts.txt ]; then
   HOSTS=(--hostfile hosts.txt)
-  WORLD=$((NPROC * $(grep -c '[^[:space:]]' hosts.txt)))
+  WORLD=$((NPROC * $(sed 's/#.*//' hosts.txt | grep -c '[^[:space:]]')))
 else
   HOSTS=()
   WORLD="$NPROC"

@@ -21,7 +21,7 @@ MODULES = (
     # ours, from the bottom up; `boosters.compat` imports Colossal-AI with its adaptation to this torch
     "llama_dyt.config.cli",
     "llama_dyt.models",
-    "llama_dyt.boosters.compat",
+    "llama_dyt.boosters.engine.compat",
     "colossalai.cli.launcher",
 )
 

@@ -29,6 +29,22 @@ keep_large_buffers() {
   export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
 }
 
+# Runs a training command of a Slurm job, and puts the job back in the queue if the run saved and stopped because a signal
+# asked for it. The command's own status is no help under torchrun, which ends with 1 then; the run leaves status.json.
+# A job that somebody cancels, or that Slurm itself puts back, is not running any more when its steps end.
+run_and_requeue() { # SAVE_DIR COMMAND…
+  local file="$1/status.json" before status=0
+  shift
+  before="$(cat "$file" 2>/dev/null || true)"
+  "$@" || status=$?
+  if grep -q '"state": "stopped"' "$file" 2>/dev/null && [ "$(cat "$file")" != "$before" ] &&
+    [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
+    echo "saved and stopped; putting job $SLURM_JOB_ID back in the queue"
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  return "$status"
+}
+
 # Threads a process: the cores shared out, unless the user has said how many.
 share_cores() { # PROCESSES
   local cores

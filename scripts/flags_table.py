@@ -9,8 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llama_dyt.config.options import KINDS, Option
-from llama_dyt.config.preparation import PREPARE_DATA, options
 from llama_dyt.config.run import grouped_options, groups_of
+from llama_dyt.data.preparing.settings import PREPARE_DATA, options
 
 HEAD = """# Flags
 
@@ -55,7 +55,7 @@ def meaning(option: Option) -> str:
 def shown(default: object) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
-    return "none" if default is None else f"`{default}`"
+    return "none" if default in (None, ()) else f"`{default}`"
 
 
 def page() -> str:

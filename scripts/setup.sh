@@ -4,7 +4,7 @@
 #
 #   bash scripts/setup.sh [--dev] [--cuda] [--torch-index URL]
 #
-#   --dev              also what the tests need (requirements-dev.txt)
+#   --dev              also what the tests need (requirements-dev.txt, and transformers' own tests)
 #   --cuda             also the optional CUDA extras (requirements-cuda.txt), from wheels only
 #   --torch-index URL  an extra package index to find torch on, e.g. PyTorch's own index of CPU builds
 #   PYTHON=…           the Python to build on, 3.11 or 3.12 (default: the first such of python3, python3.12, python3.11)
@@ -122,6 +122,27 @@ pip_install() { # pip's arguments
   return 1
 }
 
+# transformers' own tests, which tests/suites runs on our models, out of its source distribution, whose checksum pip compares.
+take_suites() {
+  local log="$VENV/setup.log" aside="$VENV/transformers-source" status=0
+  rm -rf "$aside" "$VENV/transformers-tests"
+  # With the environment's own setuptools, and few tries: the tests can do without.
+  PIP_DISABLE_PIP_VERSION_CHECK=1 "$VENV/bin/python" -m pip download --no-input --require-hashes --no-deps \
+    --no-binary :all: --no-build-isolation --retries 1 --timeout 20 -d "$aside" -r requirements-suites.txt >"$log" 2>&1 &
+  PIP_PID=$!
+  wait "$PIP_PID" || status=$?
+  PIP_PID=""
+  if [ "$status" -ne 0 ]; then
+    PIP_FAILURE="$(explain_pip_failure "$log")"
+    rm -rf "$aside"
+    return 1
+  fi
+  tar -xzf "$aside"/transformers-*.tar.gz -C "$aside" --strip-components=1 --wildcards '*/tests/*' &&
+    mv "$aside/tests" "$VENV/transformers-tests" && rm -rf "$aside" && return
+  PIP_FAILURE="transformers' source distribution has no tests folder, or there is no room for it"
+  return 1
+}
+
 make_environment() {
   choose_python
   local have parent
@@ -150,6 +171,15 @@ check_stack() {
   env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -W ignore scripts/check_stack.py >"$log" 2>&1 ||
     fail "the installed stack does not import: $(tail -n 1 "$log"); see $log"
   say "$(tail -n 1 "$log")"
+}
+
+# Colossal-AI's command, with host files read as people write them, and found outside of the activated environment too.
+put_our_command() {
+  local file="$VENV/bin/colossalai"
+  printf '%s\n' "#!$(cd "$VENV" && pwd)/bin/python" "import sys" "sys.path.append('$PWD')" \
+    "from llama_dyt.launch.colossalai_run import main" "main()" >"$file.new"
+  chmod +x "$file.new"
+  mv "$file.new" "$file"
 }
 
 # Two set-ups of one environment at once would spoil it.
@@ -188,10 +218,26 @@ if ! is_done base requirements.txt; then
   mark_done base requirements.txt
   WORKED=1
 fi
+# So that `import llama_dyt` works from any folder. Editable: what is imported is this repository, as it stands. The
+# environment's own setuptools builds it, so no package index is asked.
+if [ "$("$VENV/bin/python" -I -c 'import importlib.util as u; s = u.find_spec("llama_dyt"); print(s.origin if s else "")')" != "$PWD/llama_dyt/__init__.py" ]; then
+  say "installing llama_dyt, editable"
+  pip_install --no-deps --no-build-isolation --no-index -e . || fail "$PIP_FAILURE"
+  WORKED=1
+fi
 if [ "$WANT_DEV" = 1 ] && ! is_done dev requirements.txt requirements-dev.txt; then
   say "installing requirements-dev.txt"
   pip_install -r requirements-dev.txt || fail "$PIP_FAILURE"
   mark_done dev requirements.txt requirements-dev.txt
+  WORKED=1
+fi
+if [ "$WANT_DEV" = 1 ] && ! is_done suites requirements-suites.txt; then
+  say "taking transformers' own tests from its source distribution"
+  if take_suites; then
+    mark_done suites requirements-suites.txt
+  else
+    say "left out transformers' own tests (tests/suites skips): $PIP_FAILURE"
+  fi
   WORKED=1
 fi
 if [ "$WANT_CUDA" = 1 ] && ! is_done cuda requirements.txt requirements-cuda.txt; then
@@ -203,6 +249,8 @@ if [ "$WANT_CUDA" = 1 ] && ! is_done cuda requirements.txt requirements-cuda.txt
   mark_done cuda requirements.txt requirements-cuda.txt
   WORKED=1
 fi
+
+put_our_command
 
 if [ "$WORKED" = 1 ]; then
   say "ready in $SECONDS s; use it with: source $VENV/bin/activate"

@@ -1,6 +1,7 @@
-"""How hypothesis searches: the same examples in every run, and no complaint where a busy machine is slow.
+"""How hypothesis searches, and which files of tests begin first.
 
-`--hypothesis-profile=search` looks at new examples each time.
+Examples are the same in every run, and nothing complains where a busy machine is slow; `--hypothesis-profile=search`
+looks at new examples each time.
 """
 
 from hypothesis import HealthCheck, settings
@@ -8,3 +9,25 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same", settings.get_profile("search"), derandomize=True)
 settings.load_profile("same")
+
+LONGEST_FIRST = [
+    "distributed/test_parity.py",
+    "distributed/test_resume.py",
+    "distributed/test_gemini.py",
+    "cli/test_pretrain.py",
+    "cli/test_step_benchmarks.py",
+    "cli/test_failures.py",
+    "unit/boosters/test_engine_adaptations.py",
+    "unit/data/test_prepare.py",
+]
+"""Files of half a minute and more of one processor, the longest first; `--durations=100` tells of others."""
+
+
+def pytest_collection_modifyitems(items):
+    """A file stays with one process of xdist, so a long one that begins last would keep the others waiting for it."""
+    places = {file: place for place, file in enumerate(LONGEST_FIRST)}
+
+    def place(item) -> int:
+        return places.get(item.path.relative_to(item.config.rootpath / "tests").as_posix(), len(places))
+
+    items.sort(key=place)

@@ -1,7 +1,7 @@
-"""Processes that need not import the engine: forks of one server that has.
+"""Processes that need not import the engine, which takes seconds: forks of one server that has.
 
-Its own file because importing takes seconds a process, and both the pools of `distributed/harness.py` and the programs
-of `cli/entries.py` start a great many.
+What a fork cannot show needs an interpreter of its own: what is imported when, what stands in the environment before
+that, and how the interpreter takes itself down, since a fork leaves without it.
 """
 
 from __future__ import annotations
@@ -13,27 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PRELOADED = [
-    "llama_dyt.boosters.boosted",
-    "llama_dyt.boosters.host",
-    "llama_dyt.boosters.gemini",
-    "llama_dyt.boosters.policy",
-    "llama_dyt.data.loader",
-    "llama_dyt.training.evaluation",
-    "llama_dyt.training.restore",
-    "llama_dyt.training.session",
-    "torch.utils.tensorboard",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.pyplot",
-]
-"""What the server imports before it forks. Nothing here may start a thread or draw a random number."""
-
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -47,7 +33,7 @@ _ENVIRONMENT = {
 def start(target: Callable[..., None], *arguments: Any, daemon: bool = False, name: str | None = None) -> Any:
     """A started `multiprocessing.Process` that runs a function at a module's top level in a fork of the server."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(["tests.preloaded"])
     with _environment():
         process = context.Process(target=target, args=arguments, daemon=daemon, name=name)
         process.start()
@@ -73,16 +59,17 @@ class ForkedProgram:
     """A Python program in a fork, with what of `subprocess.Popen` the tests use.
 
     Args:
-        words: the program's file and its command line.
+        words: the program's file, or "-c" and its text; then its command line.
         cwd, env: its working directory and whole environment.
     """
 
-    def __init__(self, words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, words: Sequence[str], cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> None:
+        env = {**os.environ, **_ENVIRONMENT} if env is None else env
         self._output = tempfile.TemporaryDirectory(prefix="llama_dyt-fork-")
         self._files = [Path(self._output.name) / name for name in ("stdout", "stderr")]
         for file in self._files:
             file.touch()
-        self._process = start(_run_program, list(words), str(cwd), dict(env), list(map(str, self._files)))
+        self._process = start(_run_program, list(map(str, words)), str(cwd), dict(env), list(map(str, self._files)))
         self.pid: int = self._process.pid
 
     @property
@@ -115,6 +102,17 @@ class ForkedProgram:
         return stdout, stderr
 
 
+def run(words: Sequence[str], cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 240) -> Any:
+    """`subprocess.run` of a Python program in a fork, its output captured as text."""
+    program = ForkedProgram(words, cwd, env)
+    try:
+        stdout, stderr = program.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(program.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(words, program.returncode, stdout, stderr)
+
+
 def _run_program(words: list[str], cwd: str, env: dict[str, str], output: list[str]) -> None:
     os.setsid()  # so that all it starts can be ended with it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -125,6 +123,12 @@ def _run_program(words: list[str], cwd: str, env: dict[str, str], output: list[s
     for number, file in enumerate(output, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
-    sys.argv = list(words)
-    sys.path.insert(0, str(Path(words[0]).parent))
-    runpy.run_path(words[0], run_name="__main__")
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        sys.path.insert(0, "")
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(words[1], "<string>", "exec"), vars(main))
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")

@@ -67,7 +67,7 @@ def make_corpus(work: Path, megabytes: int) -> Path:
 def make_tokenizer(work: Path, vocab_size: int = VOCAB_SIZE) -> Path:
     """A folder with a SentencePiece tokenizer of LLaMA's kind trained on the text, made once."""
     from llama_dyt.data.sample import sample_documents
-    from llama_dyt.data.tokenizer import train_sentencepiece
+    from llama_dyt.data.tokenizing.tokenizer import train_sentencepiece
 
     folder = work / f"tokenizer_{vocab_size}"
     if not folder.is_dir():

@@ -40,8 +40,8 @@ def flags(corpus: Path, tokenizer: Path, output: Path, workers: int) -> dict:
 
 
 def prepare_here(settings: dict) -> None:
-    from llama_dyt.config.preparation import PrepareSettings
-    from llama_dyt.data.prepare import prepare
+    from llama_dyt.data.preparing.prepare import prepare
+    from llama_dyt.data.preparing.settings import PrepareSettings
 
     print("begins", flush=True)
     prepare(PrepareSettings(**settings), part_bytes=PART_BYTES, shard_tokens=SHARD_TOKENS, show_progress=False)
@@ -54,8 +54,8 @@ def checksums(folder: Path) -> dict[str, str]:
 
 def documents_in(folder: Path) -> Counter:
     """How often each document is there, by the SHA-256 of its tokens."""
-    from llama_dyt.data.manifest import SPLITS
-    from llama_dyt.data.shards import open_shards
+    from llama_dyt.data.formats.manifest import SPLITS
+    from llama_dyt.data.formats.shards import open_shards
 
     found: Counter = Counter()
     for split in SPLITS:
@@ -71,7 +71,8 @@ def documents_expected(corpus: Path, tokenizer_folder: Path) -> Counter:
     """The same from the text itself, without any code of the preparation but the encoding."""
     import numpy as np
 
-    from llama_dyt.data.tokenizer import encode_batch, load_tokenizer
+    from llama_dyt.data.tokenizing.encode import encode_batch
+    from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_folder)
     expected: Counter = Counter()

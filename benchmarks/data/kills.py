@@ -38,16 +38,16 @@ def row_hashes(step: Any) -> list[str]:
 def train(record_file: str, flags: list[str]) -> None:
     """One start of pretrain.py, in this process, that writes down what it trains on."""
     import pretrain
-    from llama_dyt.training.session import run_entry
-    from llama_dyt.training.trainer import Trainer
+    from llama_dyt.training.entry import run_entry
+    from llama_dyt.training.loop import Trainer
 
     train_step = Trainer.train_step
 
-    def recorded(self, step, probe=None):
+    def recorded(self, step):
         record = {"step": self.progress.step + 1, "sequences": step.position["sequences"], "rows": row_hashes(step)}
         with open(record_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        return train_step(self, step, probe)
+        return train_step(self, step)
 
     Trainer.train_step = recorded
     sys.argv = ["pretrain.py", *flags]
@@ -56,7 +56,7 @@ def train(record_file: str, flags: list[str]) -> None:
 
 def write_corpus(folder: Path, num_documents: int) -> tuple[Path, Path]:
     """(mixture, tokenizer) of documents of which no two are alike, in two sources: one repeats, one ends."""
-    from llama_dyt.data.tokenizer import train_sentencepiece
+    from llama_dyt.data.tokenizing.tokenizer import train_sentencepiece
 
     numbers = random.Random(1)
     for name, count in (("long", num_documents), ("short", num_documents // 8)):
@@ -77,11 +77,14 @@ def write_corpus(folder: Path, num_documents: int) -> tuple[Path, Path]:
 
 def undisturbed(mixture: Path, tokenizer_folder: Path) -> list[dict[str, Any]]:
     """The records of a run that is never killed, by walking its data alone."""
-    from llama_dyt.data.loader import Order, TokenBatches
-    from llama_dyt.data.tokenizer import load_tokenizer
+    from llama_dyt.data.loaders.packed import TokenBatches
+    from llama_dyt.data.loaders.step import BatchShape
+    from llama_dyt.data.opening import LoaderOptions, Order
+    from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
 
-    order = Order(seed=42, shuffle_buffer=50)
-    batches = TokenBatches(str(mixture), load_tokenizer(tokenizer_folder), MAX_LENGTH, BATCH_SIZE, order=order)
+    options = LoaderOptions(order=Order(seed=42, shuffle_buffer=50))
+    tokenizer = load_tokenizer(tokenizer_folder)
+    batches = TokenBatches(str(mixture), tokenizer, MAX_LENGTH, BatchShape(BATCH_SIZE), options)
     return [
         {"step": number, "sequences": step.position["sequences"], "rows": row_hashes(step)}
         for number, step in enumerate(batches, start=1)

@@ -41,11 +41,14 @@ def measure(mixture: Path, tokenizer, max_length: int, batch_size: int, num_work
     """Samples {tokens, loader_mb, workers_mb} at even times."""
     import psutil
 
-    from llama_dyt.data.loader import TokenBatches
+    from llama_dyt.data.loaders.packed import TokenBatches
+    from llama_dyt.data.loaders.step import BatchShape
+    from llama_dyt.data.opening import LoaderOptions
 
     process, samples = psutil.Process(), []
     start = time.monotonic()
-    with TokenBatches(str(mixture), tokenizer, max_length, batch_size, num_workers=num_workers) as batches:
+    options = LoaderOptions(num_workers=num_workers)
+    with TokenBatches(str(mixture), tokenizer, max_length, BatchShape(batch_size), options) as batches:
         for step in batches:
             now = time.monotonic() - start
             if now >= seconds * len(samples) / SAMPLES:
@@ -86,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from llama_dyt.data.sample import build_sample_corpus
-    from llama_dyt.data.tokenizer import load_tokenizer
+    from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -27,7 +27,7 @@ REPEAT = 20
 def shards(folder: Path, shuffled: bool, repeat: int):
     import numpy as np
 
-    from llama_dyt.data.shards import open_shards
+    from llama_dyt.data.formats.shards import open_shards
 
     array = open_shards(folder / "shards")
     sequences = array.num_tokens // LENGTH
@@ -79,8 +79,8 @@ def measure(side: str, folder: str) -> dict:
 
 
 def prepare_both(corpus: Path, tokenizer: Path, folder: Path) -> None:
-    from llama_dyt.config.preparation import PrepareSettings
-    from llama_dyt.data.prepare import prepare
+    from llama_dyt.data.preparing.prepare import prepare
+    from llama_dyt.data.preparing.settings import PrepareSettings
 
     for written_as in ("shards", "arrow"):
         output = str(folder / written_as)

@@ -27,7 +27,7 @@ def make_sparse(folder: Path, num_tokens: int) -> Path:
 
     import numpy as np
 
-    from llama_dyt.data.manifest import Manifest, Shard, write_manifest
+    from llama_dyt.data.formats.manifest import Manifest, Shard, write_manifest
 
     folder = folder / f"sparse_{num_tokens}"
     if (folder / "manifest_00000_of_00001.json").is_file():
@@ -78,7 +78,7 @@ def make_sparse(folder: Path, num_tokens: int) -> Path:
 
 def measure(side: str, folder: str) -> dict:
     begin = time.perf_counter()
-    from llama_dyt.data.shards import open_shards
+    from llama_dyt.data.formats.shards import open_shards
 
     imported = time.perf_counter()
     array = open_shards(folder)

@@ -43,10 +43,10 @@ def texts_of(files: list[Path]):
 
 
 def ours(corpus: Path, tokenizer: Path, work: Path) -> dict:
-    from llama_dyt.config.preparation import PrepareSettings
-    from llama_dyt.data.prepare import prepare
-    from llama_dyt.data.shards import open_shards
-    from llama_dyt.data.tokenizer import load_tokenizer
+    from llama_dyt.data.formats.shards import open_shards
+    from llama_dyt.data.preparing.prepare import prepare
+    from llama_dyt.data.preparing.settings import PrepareSettings
+    from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
 
     output = work / "tokenization_output"
     shutil.rmtree(output, ignore_errors=True)

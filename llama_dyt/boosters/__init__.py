@@ -1,7 +1,5 @@
-"""The one door to Colossal-AI: nothing outside this package imports the engine.
+"""How a model and its training are spread over processes: one strategy a plugin, over Colossal-AI.
 
-Importing any module of this package first imports the engine through `compat`, which stands in for three packages that
-the engine imports and this project never uses; without that, `import colossalai.booster` fails where they are absent.
+Importing this imports nothing: settings and capabilities are read where `--help` must come at once. A module that
+imports Colossal-AI imports `boosters.engine` first.
 """
-
-from . import compat as compat

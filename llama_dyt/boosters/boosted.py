@@ -1,11 +1,13 @@
-"""A boosted run: one object with the same few methods whatever plugin is behind it.
+"""A boosted run: one object with the same few methods whatever strategy is behind it.
 
 The trainer drives only this. The single place where pipeline and non-pipeline boosters differ is `forward_backward`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import llama_dyt.boosters.engine  # noqa: F401
+
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,37 +15,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from colossalai.accelerator import get_accelerator
-from colossalai.booster import Booster
-from colossalai.booster.plugin import LowLevelZeroPlugin
 from colossalai.nn.optimizer import HybridAdam
-from colossalai.zero import LowLevelZeroOptimizer
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from llama_dyt.config.capabilities import capability
+from llama_dyt.boosters.compilation import compiles
+from llama_dyt.boosters.compiled import CompiledLayers
+from llama_dyt.boosters.device_values import HostCopy
+from llama_dyt.boosters.grid import Grid
+from llama_dyt.boosters.layers.pipeline_stage import micro_batch_loss
+from llama_dyt.boosters.layers.sequence_parallel import cut_batch
+from llama_dyt.boosters.runtime import Runtime
+from llama_dyt.boosters.step import Criterion, StepBatch, StepResult
+from llama_dyt.boosters.strategy import STRATEGIES
+from llama_dyt.boosters.training_state import Read, TrainingState
 from llama_dyt.config.run import RunConfig
-from llama_dyt.config.speed import compiles
-from llama_dyt.models.families import FAMILIES
-
-from .clipping import update_of
-from .compiled import CompiledLayers
-from .forward_pipeline import Criterion, ForwardPipeline
-from .grid import Grid, grid_of
-from .interface import Read, StepBatch, StepResult, TrainingState
-from .materialize import WORKING_DTYPES, materialize
-from .pipeline import micro_batch_loss
-from .plugins import build_plugin, max_norm
-from .scaler import LossScaler
-from .sequence import cut_batch
-from .state import ShardedState
+from llama_dyt.models.spec import family_of
 
 
 class Boosted:
-    """Model and optimizer under a Colossal-AI plugin.
+    """Model and optimizer under the strategy that --plugin names.
 
     Attributes:
-        model: the engine's wrapper, callable.
+        runtime: what the strategy made of them; all below are its.
+        model: the strategy's wrapper, callable.
         module: the HuggingFace module inside it (its parameters may be cut, freed or held by other stages).
         grid: this process's coordinates.
         scaler: the fp16 loss scaler.
@@ -59,43 +53,29 @@ class Boosted:
             parameter_groups: of the model, as for a torch optimizer: dicts with "params" and "weight_decay".
             read: name → whole tensors to start from, "param" and, to resume, Adam's moments; the same on every rank.
         """
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self.run = run
-        self._family = FAMILIES[model.config.model_type]
-        self.plugin = build_plugin(run, self._family, num_parameters=sum(s.numel() for s in shapes.values()))
+        self._family = family_of(model.config)
+        self._strategy = STRATEGIES.get(run.booster.plugin)
         model.loss_function = replace(model.loss_function, z_loss=run.loss.z_loss)
-        self.grid: Grid = grid_of(self.plugin)
         self.device = get_accelerator().get_current_device()
-        optimizer = HybridAdam(parameter_groups, lr=run.optimizer.lr, betas=(0.9, 0.95), eps=1e-8)
-        self._booster = Booster(plugin=self.plugin)
-        if isinstance(self.plugin, LowLevelZeroPlugin):  # the others cut the model first, and give memory to the parts
-            materialize(model, self.device, WORKING_DTYPES[run.booster.mixed_precision])
-        self.model, self.optimizer, *_ = self._booster.boost(model, optimizer)
-        self.optimizer._verbose = self.optimizer.verbose = False  # a skipped step is told once, by the trainer
-        self.module: nn.Module = self.model.unwrap()
-        self._update = update_of(self.optimizer, max_norm(run))
-        self.scaler = LossScaler(self.optimizer)
-        self.state: TrainingState = self._make_state(shapes)
+        adam = run.optimizer
+        betas = (adam.adam_beta1, adam.adam_beta2)
+        optimizer = HybridAdam(parameter_groups, lr=adam.lr, betas=betas, eps=adam.adam_eps)
+        self.runtime: Runtime = self._strategy.boost(run, model, optimizer, self._family)
+        self.model = self.runtime.model
+        self.module: nn.Module = self.runtime.module
+        self.optimizer = self.runtime.optimizer
+        self.grid: Grid = self.runtime.grid
+        self.scaler = self.runtime.scaler
+        self.state: TrainingState = self.runtime.state
         self.state.scatter(read)
         self._compiled = CompiledLayers(self._own_layers()) if compiles(run, self.device.type) else None
-        self._forward_pipeline: ForwardPipeline | None = None
         self.model.train()
 
     def _own_layers(self) -> list[nn.Module]:
-        """The decoder layers of this rank; a pipeline leaves something else of those of other stages."""
-        layers = getattr(getattr(self.module, self._family.decoder), self._family.layers)
-        return [layer for layer in layers if isinstance(layer, GradientCheckpointingLayer)]
-
-    def _make_state(self, shapes: dict[str, torch.Size]) -> TrainingState:
-        if self.run.booster.plugin.startswith("gemini"):
-            from .gemini import GeminiState
-
-            return GeminiState(self.model, self.optimizer, self.grid, shapes, self.scaler)
-        if capability(self.run.booster.plugin, self.device.type).fully_sharded:
-            from .fsdp_state import FsdpState
-
-            return FsdpState(self.module, self.optimizer, self.grid, self.scaler)
-        return ShardedState(self.module, self.optimizer, self.grid, shapes, self.scaler)
+        """The decoder layers of this rank; a pipeline leaves something empty of those of other stages."""
+        layers = self._family.layers_of(self.module)
+        return [layer for layer in layers if any(True for _ in layer.parameters())]
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -107,17 +87,18 @@ class Boosted:
         the ranks that see other tokens, hence the factor `averaged_over`.
 
         Returns:
-            This rank's share of the global batch's mean token loss: a detached fp32 scalar on the compute device.
-            `sum_over_ranks` of it is the loss.
+            This rank's share of the global batch's mean token loss: a detached scalar on the compute device, added up
+            in fp64. `sum_over_ranks` of it is the loss.
         """
         if self.grid.pp_size > 1:
             return self._pipeline_forward_backward(step)
-        total = torch.zeros((), device=self.device)
+        self._weigh_auxiliary_losses(len(step.micro_batches))
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         last = len(step.micro_batches) - 1
         for index, micro_batch in enumerate(step.micro_batches):
-            with self._gradient_sync(index == last):
+            with self.runtime.accumulation(index == last):
                 loss = self._loss(micro_batch, step.num_label_tokens)
-                self._booster.backward(loss, self.optimizer)
+                self.runtime.backward(loss)
             total += loss.detach()
         return total / self._replicas
 
@@ -131,26 +112,27 @@ class Boosted:
         """How many ranks report a share of the same loss, times the factor put in for the engine's averaging."""
         return self.grid.averaged_over * self.grid.tp_size
 
-    def _gradient_sync(self, last: bool):
-        """Hold back the gradient reduction until the last micro batch, where the plugin can."""
-        partitioned = isinstance(self.optimizer, LowLevelZeroOptimizer) and self.optimizer._partition_grads
-        if last or partitioned or not self.plugin.support_no_sync():
-            return nullcontext()  # ZeRO-2 and Gemini reduce every micro batch and add up
-        return self._booster.no_sync(self.model, self.optimizer)
-
     def _pipeline_forward_backward(self, step: StepBatch) -> torch.Tensor:
         """All micro batches go through the pipeline as one schedule; the ranks that hold the head know the loss."""
         batch, criterion = self._pipeline_batch(step)
-        outputs = self._booster.execute_pipeline(iter([batch]), self.model, criterion, self.optimizer, return_loss=True)
-        return self._share(outputs["loss"])
+        self._weigh_auxiliary_losses(len(batch["input_ids"]) // self.run.booster.micro_batch_size)
+        return self._share(self.runtime.pipeline_step(batch, criterion))
+
+    def _weigh_auxiliary_losses(self, num_micro_batches: int) -> None:
+        """Have a layer's own losses count as their mean over micro batches and slices; over ranks the engine averages.
+
+        Their gradients join in where those of the cross entropy come by, which the loss scale is in already.
+        """
+        if self._family.auxiliary_losses:
+            slices = self.grid.tp_size if self.run.booster.sequence_parallelism == "split_gather" else 1
+            for layer in self._own_layers():
+                layer.auxiliary_weight = self.scaler.scale / (num_micro_batches * slices)
 
     def _pipeline_batch(self, step: StepBatch) -> tuple[dict[str, torch.Tensor], Criterion]:
         """What goes into the pipeline as one, and the loss of each micro batch that the schedule cuts from it."""
-        batch = {
-            key: torch.cat([micro_batch[key] for micro_batch in step.micro_batches]).to(self.device)
-            for key in step.micro_batches[0]
-        }
-        batch = cut_batch(batch, self.grid.sp_rank, self.grid.sp_size)
+        micro_batches = step.micro_batches
+        whole = {key: torch.cat([micro_batch[key] for micro_batch in micro_batches]) for key in micro_batches[0]}
+        batch = cut_batch(self._to_device(whole), self.grid.sp_rank, self.grid.sp_size)
         num_micro_batches = len(batch["input_ids"]) // self.run.booster.micro_batch_size
         denominator = step.num_label_tokens / (self.grid.averaged_over * num_micro_batches)
         return batch, micro_batch_loss(self.module, self._family, denominator)
@@ -179,15 +161,11 @@ class Boosted:
         """
         self.model.eval()
         if self.grid.pp_size > 1:
-            if self._forward_pipeline is None:
-                self._forward_pipeline = ForwardPipeline(self.plugin, self.run.booster.micro_batch_size)
-            batch, criterion = self._pipeline_batch(step)
-            share = self._share(self._forward_pipeline.run(self.model, batch, criterion))
+            share = self._share(self.runtime.pipeline_evaluation(*self._pipeline_batch(step)))
         else:
             losses = [self._loss(micro_batch, step.num_label_tokens) for micro_batch in step.micro_batches]
-            share = torch.stack(losses).sum() / self._replicas
-        if isinstance(self.module, FSDPModule):
-            self.module.reshard()  # the root stays whole after a forward pass, for a backward that does not come here
+            share = torch.stack(losses).double().sum() / self._replicas
+        self.runtime.after_evaluation()
         self.model.train()
         return share
 
@@ -205,10 +183,13 @@ class Boosted:
         Raises:
             NonFiniteGradientError: it is not, and Gemini's host knows. Of the others `StepResult.norm` tells.
         """
-        if self._update is not None:
-            self._update.loss = loss
+        update = self.runtime.update
+        if update is not None:
+            update.loss, update.asked = loss, False
         self.optimizer.step()
         skipped = self.scaler.last_step_skipped
+        if update is not None and not (skipped or update.asked):
+            raise RuntimeError(f"{type(self.optimizer).__name__} stepped without asking `clipping.Update`")
         scale = self.scaler.last_scale if self.scaler.enabled else 1.0
         norm = None if skipped else self.optimizer.get_grad_norm() / scale
         self.optimizer.zero_grad()
@@ -221,17 +202,31 @@ class Boosted:
         order in which a pipeline sends."""
         return (
             self.device.type == "cuda"
-            and self._update is not None
-            and capability(self.run.booster.plugin, self.device.type).offload == "none"
+            and self.runtime.update is not None
+            and self._strategy.capability.offload == "none"
             and not self.scaler.enabled
             and self.grid.pp_size == 1
         )
 
-    def sum_over_data_ranks(self, count: int) -> int:
-        """Sum of a whole number over the data-parallel ranks; collective over all ranks, exact."""
-        total = torch.tensor(count, device=self.device)
-        dist.all_reduce(total)
-        return int(total) // (dist.get_world_size() // self.grid.dp_size)
+    def sum_over_data_ranks(self, count: int) -> Callable[[], int]:
+        """Begin to sum a whole number over the data-parallel ranks; collective over all ranks, exact.
+
+        Returns:
+            What waits for the sum, and for nothing that the device was asked for after this call.
+        """
+        total = torch.tensor([count], device=self.device)
+        work = dist.all_reduce(total, async_op=True)
+        copies = dist.get_world_size() // self.grid.dp_size
+        if self.device.type == "cuda":
+            work.wait()  # the stream waits, not the host
+            copy = HostCopy(total)
+            return lambda: int(copy.values()[0]) // copies
+
+        def arrived() -> int:
+            work.wait()
+            return int(total) // copies
+
+        return arrived
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it; for timing."""
@@ -248,12 +243,12 @@ def sum_over_ranks(values: Iterable[torch.Tensor | float], device: torch.device)
 
 
 def summed_over_ranks(values: Iterable[torch.Tensor | float], device: torch.device) -> torch.Tensor:
-    """The same, left on the device: (len(values),) fp32."""
+    """The same, left on the device: (len(values),) fp64."""
     packed = torch.stack(
         [
-            value.to(device, torch.float32).reshape(())
+            value.to(device, torch.float64).reshape(())
             if isinstance(value, torch.Tensor)
-            else torch.full((), value, dtype=torch.float32, device=device)  # a fill; a copy would wait
+            else torch.full((), value, dtype=torch.float64, device=device)  # a fill; a copy would wait
             for value in values
         ]
     )

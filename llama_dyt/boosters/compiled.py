@@ -1,6 +1,6 @@
 """Decoder layers compiled one by one, with `torch.compile`, and back to eager for the steps that look inside.
 
-Its own file because it is the one place that touches the compiler. Only `forward` of each layer is compiled, in place:
+The one place that touches the compiler. Only `forward` of each layer is compiled, in place:
 modules keep their names, so checkpoints do; what a booster hangs on a layer (FSDP's gathering, a pipeline's or
 sequence parallelism's hooks) stays outside of the graph and runs as it is; and since parameters are inputs of the
 graph, one serves all layers. It is made again for another shape, for evaluation, and where a mask comes in.

@@ -41,29 +41,6 @@ class Grid:
         return self.dp_size * self.sp_size
 
 
-def grid_of(plugin) -> Grid:
-    """The grid a Colossal-AI plugin laid out: its mesh if it has one, else plain data parallelism over the world."""
-    if hasattr(plugin, "pp_axis"):
-        mesh = plugin.pg_mesh
-        return Grid(
-            dp_rank=mesh.coordinate(plugin.dp_axis),
-            dp_size=mesh.size(plugin.dp_axis),
-            tp_rank=mesh.coordinate(plugin.tp_axis),
-            tp_size=mesh.size(plugin.tp_axis),
-            pp_rank=mesh.coordinate(plugin.pp_axis),
-            pp_size=mesh.size(plugin.pp_axis),
-            sp_rank=mesh.coordinate(plugin.sp_axis),
-            sp_size=mesh.size(plugin.sp_axis),
-            tp_group=plugin.tp_group if mesh.size(plugin.tp_axis) > 1 else None,
-            pp_group=plugin.pp_group if mesh.size(plugin.pp_axis) > 1 else None,
-        )
-    if hasattr(plugin, "extra_dp_group"):
-        zero, replica, tensor = plugin.pg_mesh.coordinate()  # of Gemini's mesh, whose axes are in this order
-        return Grid(
-            dp_rank=zero * plugin.extra_dp_size + replica,
-            dp_size=plugin.dp_size,
-            tp_rank=tensor,
-            tp_size=plugin.tp_size,
-            tp_group=plugin.tp_group,
-        )
+def data_parallel_grid() -> Grid:
+    """That of plain data parallelism: every rank reads data of its own."""
     return Grid(dp_rank=dist.get_rank(), dp_size=dist.get_world_size())

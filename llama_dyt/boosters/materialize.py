@@ -1,6 +1,6 @@
 """Memory for parameters that were made on the meta device, once they have been cut to this rank's share.
 
-Its own file because every booster needs it at another moment: before ZeRO wraps a model, after tensor parallelism has
+Every strategy needs it at another moment: before ZeRO wraps a model, after tensor parallelism has
 cut it, chunk by chunk under Gemini. No rank ever holds the whole model in fp32. Upstream's way, `LazyInitContext`,
 recurses without end on LLaMA with today's torch and transformers.
 """

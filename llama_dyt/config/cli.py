@@ -1,7 +1,7 @@
 """From a command line and a YAML to a run: argparse built from the settings' fields, all mistakes told together.
 
-Its own file because it is the only one that knows argparse. argparse stops at the first mistake, so it is asked only to
-take the line apart; values are converted here, which lets every problem of a run be reported in one go.
+argparse stops at the first mistake, so it is asked only to take the line apart; values are converted here, which lets
+every problem of a run be reported in one go. jsonargparse and tyro stop there too (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 from llama_dyt.config.check import collect_problems
 from llama_dyt.config.options import Kind, Option
 from llama_dyt.config.run import RunConfig, all_options, grouped_options, groups_of
-from llama_dyt.config.suggest import unknown
 from llama_dyt.config.yaml_file import canonical_values, load_mapping
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core import extensions
+from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.core.problem import Problem
+from llama_dyt.core.suggest import unknown
 
 _NO_VALUE = object()
 """What stands for the value of a flag that needs one and was given none."""
@@ -82,9 +84,36 @@ def parse(
 
 
 def read(kind: Kind, argv: Sequence[str] | None = None) -> tuple[RunConfig, list[str]]:
-    """(run, problems) of a command line without judging the values: a flag that cannot be read has its default."""
-    values, problems = read_values(entry_of(kind), argv)
-    return RunConfig.settled(kind, values), problems
+    """(run, problems) of a command line without judging the values: a flag that cannot be read has its default.
+
+    What it names by --import is imported first.
+
+    Raises:
+        ConfigurationError: what was imported brings flags that are there already, so that none can be read.
+    """
+    problems = import_extensions(argv)
+    values, found = read_values(entry_of(kind), argv)
+    return RunConfig.settled(kind, values), [*problems, *found]
+
+
+def import_extensions(argv: Sequence[str] | None = None) -> list[str]:
+    """Import the user's modules that a command line, or the YAML it names, asks for; returns what is wrong.
+
+    It comes before the flags are read, since these modules may bring some.
+    """
+    asking = _Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    asking.add_argument("--import", dest="imports", action="append", nargs="?", default=[])
+    asking.add_argument("--config_file", "--config-file", nargs="?", default=None)
+    given, _ = asking.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    named = [name for name in given.imports if name]
+    if not named and given.config_file:
+        try:
+            mapping, _ = load_mapping(Path(given.config_file).expanduser())
+        except ConfigurationError:
+            mapping = {}  # told where its keys are read
+        found = mapping.get("import")
+        named = [name for name in (found if isinstance(found, list) else [found]) if isinstance(name, str)]
+    return list(extensions.load(named))
 
 
 def read_values(entry: Entry, argv: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -101,10 +130,10 @@ def read_values(entry: Entry, argv: Sequence[str] | None = None) -> tuple[dict[s
     for name, text in vars(given).items():
         try:
             from_flags[name] = options[name].convert(None if text is _NO_VALUE else text)
-            if text is _NO_VALUE:
+            if text is _NO_VALUE or (options[name].repeated and _NO_VALUE in text):
                 raise ValueError("needs a value")
         except ValueError as error:
-            problems.append(f"{options[name].flag}: {error}")
+            problems.append(Problem(name, None, str(error)))
     from_file: dict[str, Any] = {}
     if from_flags.get("config_file"):
         try:
@@ -147,6 +176,8 @@ def _add(group: argparse._ArgumentGroup, opt: Option, kind: str) -> None:
         "const": "true" if is_switch else opt.bare or _NO_VALUE,
         "metavar": None if is_switch else metavar,
     }
+    if opt.repeated:
+        common["action"] = "append"
     shown = [opt.short[kind]] if kind in opt.short else []
     group.add_argument(*shown, opt.flag, help=_help(opt, kind), **common)
     # The other spellings are separate arguments without help, so that --help shows each flag once.
@@ -166,7 +197,7 @@ def _help(opt: Option, kind: str) -> str:
     text = opt.help
     if opt.value_type is bool:
         text += f" (default: on; --no-{opt.name} turns it off)" if default else ""
-    elif default is not None:
+    elif default not in (None, ()):
         text += f" (default: {default})"
     if opt.spellings:
         text += f" Also {', '.join(f'--{name}' for name in opt.spellings)}."

@@ -1,66 +1,141 @@
-"""A whole run: the settings together, built from flags, turned into YAML and back.
+"""A whole run: the settings that their owners declare, built from flags, turned into YAML and back.
 
-Its own file because settings.py says what can be asked for and this says what one run asked for.
+Nothing here knows what a model, a booster or a dataset is. The parts of the program that own settings are found by
+name (`OWNERS`), and so are the seams whose entries bring settings of their own (`SEAMS`); a user's are declared by a
+module given to `--import`.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llama_dyt.config.benchmark import BenchmarkSettings
-from llama_dyt.config.loss import LossSettings
 from llama_dyt.config.options import KINDS, Kind, Option, options_of
-from llama_dyt.config.precision import PrecisionSettings
-from llama_dyt.config.settings import (
-    BoosterSettings,
-    DataSettings,
-    ModelSettings,
-    OptimizerSettings,
-    RunSettings,
-)
-from llama_dyt.config.speed import SpeedSettings
-from llama_dyt.config.suggest import unknown
-from llama_dyt.config.validation import ValidationSettings
 from llama_dyt.config.yaml_file import KIND_KEY, canonical_values, dump, load_mapping
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.core.suggest import unknown
 
-PATHS = (
-    "config",
-    "model_path",
-    "tokenizer",
-    "dataset",
-    "validation_dataset",
-    "save_dir",
-    "load",
-    "tensorboard_dir",
-    "config_file",
-    "json",
-    "profile",
+OWNERS = (
+    "llama_dyt.models.settings",
+    "llama_dyt.data.settings",
+    "llama_dyt.boosters.settings",
+    "llama_dyt.training.settings",
 )
-"""The flags that name, or may name, a file or folder."""
+"""The modules with an `OWNED` each, in the order of `--help`."""
+SEAMS: tuple[str, ...] = (
+    "llama_dyt.norms.spec:NORMS",
+    "llama_dyt.models.spec:FAMILIES",
+    "llama_dyt.boosters.strategy:STRATEGIES",
+    "llama_dyt.training.callbacks.callback:CALLBACKS",
+    "llama_dyt.training.trackers.tracker:TRACKERS",
+)
+"""`module:REGISTRY` of the registries whose entries may have `settings`, a dataclass of options; None is none."""
+USERS_SEAMS: tuple[str, ...] = ("llama_dyt.data.formats.format:FORMATS",)
+"""Those of which none of ours has settings, and which take long to import: they are asked only once a module of a
+user's has imported them."""
 
-_NOT_OF_A_RUN = ("config_file", "dry_run", "dry_run_processes")
+
+def _nothing(*_: Any) -> Iterator[str]:
+    return iter(())
+
+
+@dataclass(frozen=True)
+class Owned:
+    """The settings of one part of the program, with what is wrong with them.
+
+    Attributes:
+        groups: name of the group in a run (`run.NAME`) → dataclass of options.
+        problems: (run, world_size, device) → what keeps it from starting. world_size is the number of processes and
+            device "cuda" or "cpu"; None leaves out what depends on it. All numbers are within their bounds.
+        path_problems: (run) → what is wrong with files and folders, whatever the numbers are.
+        warnings: (run, world_size, device, total steps where known) → what is probably not meant.
+        settle: (kind, values given, by flag) → puts defaults in place that depend on what was given.
+    """
+
+    groups: Mapping[str, type]
+    problems: Callable[[RunConfig, int | None, str | None], Iterator[str]] = _nothing
+    path_problems: Callable[[RunConfig], Iterator[str]] = _nothing
+    warnings: Callable[[RunConfig, int | None, str | None, int | None], Iterator[str]] = _nothing
+    settle: Callable[[Kind, dict[str, Any]], Any] = _nothing
+
+
+_declared: list[Owned] = []
+
+
+def declare(owned: Owned) -> None:
+    """Add settings of a user's own: their flags stand in `--help` from then on.
+
+    Raises:
+        ConfigurationError: a group or flag of theirs is there already; nothing is added then.
+    """
+    _declared.append(owned)
+    try:
+        groups_of()
+    except ConfigurationError:
+        _declared.remove(owned)
+        raise
+
+
+def owners() -> list[Owned]:
+    """Everything that has settings: ours, what the entries of seams bring, and what users declared."""
+    found = [importlib.import_module(name).OWNED for name in OWNERS]
+    for seam in SEAMS:
+        module, _, registry = seam.partition(":")
+        found += _brought_by(getattr(importlib.import_module(module), registry))
+    for seam in USERS_SEAMS:
+        module, _, registry = seam.partition(":")
+        if module in sys.modules:
+            found += _brought_by(getattr(sys.modules[module], registry).registered())
+    return [*found, *_declared]
+
+
+def _brought_by(entries: Iterable[Any]) -> list[Owned]:
+    return [Owned({entry.name: entry.settings}) for entry in entries if entry.settings is not None]
+
+
+def groups_of() -> dict[str, type]:
+    """The settings dataclasses of a run by the name of their group.
+
+    Raises:
+        ConfigurationError: two owners have a group or a flag of one name.
+    """
+    groups: dict[str, type] = {}
+    flags: dict[str, str] = {}
+    for owned in owners():
+        for group, settings in owned.groups.items():
+            if group in groups and groups[group] is not settings:
+                raise ConfigurationError(f"settings named {group!r} are there already; give yours another name")
+            groups[group] = settings
+            for opt in options_of(settings).values():
+                for spelling in (opt.name, *opt.spellings):
+                    if flags.setdefault(spelling, group) != group:
+                        where = f"{group}: a flag --{spelling} is there already (of {flags[spelling]})"
+                        raise ConfigurationError(f"{where}; give yours another name")
+    return groups
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. `kind` is the entry it belongs to; the rest is its flags, grouped."""
+    """A whole run. Each group of settings is an attribute: `run.booster.tp`.
 
-    kind: Kind = "pretrain"
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    validation: ValidationSettings = ValidationSettings()
-    loss: LossSettings = LossSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    booster: BoosterSettings = BoosterSettings()
-    precision: PrecisionSettings = PrecisionSettings()
-    speed: SpeedSettings = SpeedSettings()
-    run: RunSettings = RunSettings()
-    benchmark: BenchmarkSettings = BenchmarkSettings()
+    Attributes:
+        kind: the entry it belongs to.
+        groups: name → settings.
+    """
+
+    kind: Kind
+    groups: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["groups"][name]
+        except KeyError:
+            raise AttributeError(f"a run has no settings {name!r}") from None
 
     @classmethod
     def build(cls, kind: Kind = "pretrain", **flags: Any) -> RunConfig:
@@ -78,41 +153,41 @@ class RunConfig:
     def settled(cls, kind: Kind, values: dict[str, Any]) -> RunConfig:
         """The run with these converted values, and defaults that depend on what was given put in place."""
         values = dict(values)
-        if kind == "finetune" or values.get("model_path") is not None:
-            # The weights bring a size and a norm; asking for others must be explicit, so that it can be told apart.
-            values.setdefault("config", None)
-            values.setdefault("norm", None)
-        for name in PATHS:
-            # The shell does this for a command line, nobody for a YAML or for --save_dir=~/x.
-            if isinstance(values.get(name), str):
-                values[name] = os.path.expanduser(values[name])
+        for owned in owners():
+            owned.settle(kind, values)
         groups = {}
         for name, settings in groups_of().items():
-            options = options_of(settings).values()
-            groups[name] = settings(**{o.name: values.get(o.name, o.default[kind]) for o in options})
-        return cls(kind=kind, **groups)
+            chosen = {}
+            for opt in options_of(settings).values():
+                value = values.get(opt.name, opt.default[kind])
+                # The shell does this for a command line, nobody for a YAML or for --save_dir=~/x.
+                chosen[opt.field] = os.path.expanduser(value) if opt.path and isinstance(value, str) else value
+            groups[name] = settings(**chosen)
+        return cls(kind, groups)
 
     def replace(self, **flags: Any) -> RunConfig:
         """A copy with some flags changed, by long name, taken as they are."""
         groups = {}
-        for name, settings in groups_of().items():
-            mine = {flag: flags.pop(flag) for flag in options_of(settings) if flag in flags}
-            groups[name] = replace(getattr(self, name), **mine)
+        for name, settings in self.groups.items():
+            options = options_of(type(settings))
+            mine = {options[flag].field: flags.pop(flag) for flag in options if flag in flags}
+            groups[name] = replace(settings, **mine)
         if flags:
             raise TypeError(f"a run has no field {', '.join(flags)}")
-        return replace(self, **groups)
+        return replace(self, groups=groups)
 
     def flags(self) -> dict[str, Any]:
         """The value of every flag the entry has, by long name, in the order they are declared."""
-        return {o.name: getattr(getattr(self, group), o.name) for group, o in grouped_options(self.kind)}
+        return {o.name: getattr(self.groups[group], o.field) for group, o in grouped_options(self.kind)}
 
     def to_yaml(self) -> str:
         """Every flag of the entry as a YAML key, and `kind`. It can be read back, or given to --config_file.
 
-        Left out are --config_file, which has been read into the rest, and --dry_run and its processes, which are no
-        part of a run.
+        Left out is what is no part of a run (`Option.written`).
         """
-        kept = {name: value for name, value in self.flags().items() if name not in _NOT_OF_A_RUN}
+        values = self.flags()
+        kept = {opt.name: values[opt.name] for opt in all_options(self.kind) if opt.written}
+        kept = {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
         return dump({KIND_KEY: self.kind, **kept})
 
     @classmethod
@@ -134,30 +209,6 @@ class RunConfig:
         if problems:
             raise ConfigurationError(problems)
         return cls.settled(kind, values)
-
-    @property
-    def step_limit(self) -> int | None:
-        """Optimizer steps after which the run ends whatever data is left; None for no such limit."""
-        return self.benchmark.num_steps if self.kind == "benchmark" else self.run.max_steps
-
-    def sequences_per_step(self, world_size: int) -> int:
-        """Sequences in one optimizer step of all ranks together."""
-        ranks = self.booster.data_parallel_size(world_size)
-        return self.data.batch_size * self.optimizer.gradient_accumulation_steps * ranks
-
-    @property
-    def micro_batches_a_step(self) -> int:
-        """Micro batches of --mbs sequences that one rank sends through a pipeline in one optimizer step."""
-        return self.data.batch_size * self.optimizer.gradient_accumulation_steps // self.booster.micro_batch_size
-
-    def tokens_per_step(self, world_size: int) -> int:
-        """Tokens in one optimizer step of all ranks together."""
-        return self.sequences_per_step(world_size) * self.data.max_length
-
-
-def groups_of() -> dict[str, type]:
-    """The settings dataclasses of a run by the name of their field in `RunConfig`."""
-    return {f.name: type(f.default) for f in fields(RunConfig) if f.name != "kind"}
 
 
 def grouped_options(kind: Kind | None = None) -> Iterator[tuple[str, Option]]:

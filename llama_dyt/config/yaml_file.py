@@ -1,7 +1,7 @@
 """Reading and writing a run as YAML: flat keys, each the long name of a flag.
 
-Its own file because YAML has traps of its own (keys given twice pass silently, `3e-4` is read as a text), and because
-the same reading serves --config_file, a checkpoint's config.yaml and the recipes in configs/.
+YAML has traps of its own: keys given twice pass silently, and `3e-4` is read as a text. The same reading serves
+--config_file, a checkpoint's config.yaml and the recipes in configs/.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llama_dyt.config.options import Option
-from llama_dyt.config.suggest import unknown
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.core.problem import Problem
+from llama_dyt.core.suggest import unknown
 
 KIND_KEY = "kind"
 """The one key that is no flag: the entry a resolved run was written by."""
@@ -52,7 +53,8 @@ def load_mapping(source: str | Path) -> tuple[dict[str, Any], str]:
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         mapping = yaml.load(text, Loader=Loader)
     except OSError as error:
-        raise ConfigurationError(f"--config_file {source}: cannot be read: {error.strerror}") from error
+        problem = Problem("config_file", source, f"cannot be read: {error.strerror}")
+        raise ConfigurationError(problem) from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
@@ -67,7 +69,7 @@ def load_mapping(source: str | Path) -> tuple[dict[str, Any], str]:
 def canonical_values(
     mapping: Mapping[str, Any], options: Iterable[Option], where: str, kind: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """(values by long flag name, converted; problems) of the keys of a mapping.
+    """(values by long flag name, converted; problems, `Problem`s where a flag's value is wrong) of a mapping's keys.
 
     Args:
         mapping: keys may be any spelling of a flag, with hyphens or underscores.
@@ -96,5 +98,5 @@ def canonical_values(
             try:
                 values[opt.name] = opt.convert(value)
             except ValueError as error:
-                problems.append(f"{where}{key}: {error}")
+                problems.append(Problem(opt.name, None, str(error), text=f"{where}{key}: {error}"))
     return values, problems

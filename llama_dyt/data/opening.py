@@ -1,63 +1,71 @@
-"""What a dataset's name means: prepared tokens, documents of text, or a mixture of such.
-
-Its own file because it is the one place where the kinds of sources are told apart; a new kind is joined in `open_data`.
-"""
+"""What a dataset's name means: what its format opens, or a mixture of such; and what is wrong with it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Protocol
 
-import numpy as np
+from llama_dyt.core.errors import ConfigurationError, DataError, LlamaDytError
+from llama_dyt.core.problem import Problem
+from llama_dyt.data.formats.format import format_of
+from llama_dyt.data.formats.matching import printable
+from llama_dyt.data.formats.sources import SAMPLE, ReadOptions, Source, TextSource
+from llama_dyt.data.order.mixture_file import is_mixture, look_at_mixture, read_mixture
+from llama_dyt.data.tokenizing.tokenizer import tokenizer_fingerprint, vocabulary_size
 
-from llama_dyt.data.arrow import ArrowDocuments, is_arrow
-from llama_dyt.data.mixture_file import is_mixture, read_mixture
-from llama_dyt.data.prepared import open_tokens
-from llama_dyt.data.shards import is_shards
-from llama_dyt.data.sources import SAMPLE, Source, open_source
-from llama_dyt.data.token_array import TokenArray
-from llama_dyt.data.tokenizer import tokenizer_fingerprint
-from llama_dyt.errors import ConfigurationError, LlamaDytError
-
-
-class DocumentStream(Protocol):
-    """Tokenized documents in a fixed order, which can only be walked.
-
-    Attributes:
-        is_local, fingerprint, bad_lines: as a `Source` has them.
-    """
-
-    is_local: bool
-    fingerprint: str
-    bad_lines: int
-
-    def documents(self, position: dict | None = None) -> Iterator[tuple[np.ndarray, dict]]:
-        """Yields (ids without BOS and EOS, position after the document); the position has `bad_lines`."""
-        ...
-
-
-Data = TokenArray | DocumentStream | Source
-TEXT = ("text",)
+SHUFFLE_BUFFER = 2000
 
 
 @dataclass(frozen=True)
-class Feed:
-    """One open source of a run.
+class Order:
+    """What the order of a run depends on besides its data and mixture.
+
+    Attributes:
+        seed: of all shuffling.
+        shuffle: "none", "documents" or "sequences", where a mixture's source does not say.
+        shuffle_buffer: documents of a stream that are shuffled together.
+    """
+
+    seed: int = 0
+    shuffle: str = "none"
+    shuffle_buffer: int = SHUFFLE_BUFFER
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How pretraining reads what `-d` names.
+
+    Attributes:
+        read: the records; a mixture's source may name its own field.
+        num_epochs: walks over a dataset that is no mixture, whose sources have their own.
+        order: of the sequences; a resumed run must have that of the first.
+        held_out_fraction: share of all text's documents that is left to validation; None for none.
+        num_workers: processes that tokenize text; 0 does it in the loader's thread.
+    """
+
+    read: ReadOptions = field(default_factory=ReadOptions)
+    num_epochs: int | None = 1
+    order: Order = field(default_factory=Order)
+    held_out_fraction: float | None = None
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class WeightedSource:
+    """One open source of a run: the only one, or one of a mixture.
 
     Attributes:
         name: of a mixture's source; empty where there is only one.
-        data: a TokenArray (has `tokens`), a DocumentStream (has `documents`) or a Source of text (has `iterate`).
         weight: its share of the sequences.
         num_epochs: walks over it; None for no end.
         shuffle: "none", "documents" or "sequences".
-        held_out_fraction: share of a text's documents that is left to validation (see `split`); None for none.
+        held_out_fraction: share of a text's documents that is left to validation (see `held_out`); None for none.
     """
 
     name: str
-    data: Data
+    data: Source
     weight: Fraction = Fraction(1)
     num_epochs: int | None = 1
     shuffle: str = "none"
@@ -66,153 +74,146 @@ class Feed:
     @property
     def fingerprint(self) -> str:
         """Changes when its tokens could have."""
-        fraction = self.held_out_fraction
-        held_out = "" if fraction is None or not self.is_text else f", without held out {fraction!r}"
-        return f"{self.data.fingerprint}{held_out}"
-
-    @property
-    def is_array(self) -> bool:
-        return hasattr(self.data, "tokens")
-
-    @property
-    def is_text(self) -> bool:
-        return hasattr(self.data, "iterate")
-
-    def warning(self, tokenizer) -> str | None:
-        """What a run should be told of the data before it starts; None where there is nothing."""
-        return self.data.missing_eos(tokenizer.eos_token_id) if hasattr(self.data, "missing_eos") else None
+        return self.data.without(self.held_out_fraction)
 
     def __str__(self) -> str:
         return f"source {self.name}" if self.name else "the dataset"
 
 
-def open_data(
-    dataset: str | os.PathLike | Data,
-    fields: Sequence[str] = TEXT,
-    *,
-    task: str | None = None,
-    split: str = "train",
-    skip_bad_lines: bool = False,
-    sample_folder: str | os.PathLike = "data/sample",
-) -> Data:
-    """Opens what a name means, a mixture's excepted; what is open already is returned.
+def open_data(dataset: str | os.PathLike, options: ReadOptions | None = None) -> Source:
+    """Opens what a name means, a mixture's excepted.
 
-    Args:
-        fields, task: as for `sources.open_source`; prepared data stand for the field `text` alone.
-        split: of prepared data.
     Raises:
         DataError: nothing usable of that name.
     """
-    if any(hasattr(dataset, name) for name in ("tokens", "documents", "iterate")):
-        return dataset
-    if tuple(fields) == TEXT and dataset != SAMPLE:
-        tokens = open_tokens(dataset, split)
-        if tokens is not None:
-            return tokens
-        if is_arrow(dataset):
-            return ArrowDocuments(dataset)
-    return open_source(dataset, fields, task=task, skip_bad_lines=skip_bad_lines, sample_folder=sample_folder)
+    name, options = os.fspath(dataset), options or ReadOptions()
+    return format_of(name, tokens=len(options.fields) == 1).open(name, options)
 
 
-def open_feeds(
-    dataset: str | os.PathLike | Data | Sequence[Feed],
-    tokenizer,
-    num_epochs: int = 1,
-    shuffle: str = "none",
-    *,
-    held_out_fraction: float | None = None,
-    skip_bad_lines: bool = False,
-    sample_folder: str | os.PathLike = "data/sample",
-) -> list[Feed]:
-    """Every source that `-d` names, opened: one, or those of a mixture in its order; feeds are only checked.
+def open_text(dataset: str | os.PathLike, options: ReadOptions) -> TextSource:
+    """The records of text that a name means; as `open_data`, but tokens are none."""
+    name = os.fspath(dataset)
+    return format_of(name, tokens=False).open(name, options)
 
-    Args:
-        num_epochs: of a dataset that is no mixture; a mixture's sources have their own.
-        shuffle: where a mixture's source does not say.
-        held_out_fraction: share of all text's documents that is left to validation; None for none.
+
+def open_sources(
+    dataset: str | os.PathLike | Source | Sequence[WeightedSource], tokenizer, options: LoaderOptions
+) -> list[WeightedSource]:
+    """Every source that `-d` names, opened: one, or those of a mixture in its order. What is open is only checked.
+
     Raises:
         DataError, ConfigurationError: a source cannot be opened, or does not fit the tokenizer or the order asked for.
     """
-    options = {"skip_bad_lines": skip_bad_lines, "sample_folder": sample_folder}
+    read, shuffle, fraction = options.read, options.order.shuffle, options.held_out_fraction
     if isinstance(dataset, (list, tuple)):
-        feeds = list(dataset)
+        sources = list(dataset)
     elif is_mixture(dataset):
-        sources = read_mixture(dataset).sources
-        feeds = [
-            Feed(
-                source.name, open_data(source.path, **options), source.weight, source.epochs, source.shuffle or shuffle
-            )
-            for source in sources
-        ]
+        sources, problems = [], []
+        for source in read_mixture(dataset).sources:
+            try:
+                data = open_data(source.path, replace(read, fields=(source.field,)) if source.field else read)
+            except LlamaDytError as error:
+                problems.append(f"{dataset}: sources: {source.name}: {error}")
+                continue
+            sources.append(WeightedSource(source.name, data, source.weight, source.epochs, source.shuffle or shuffle))
+        if problems:
+            raise DataError("\n".join(problems))
     else:
-        feeds = [Feed("", open_data(dataset, **options), Fraction(1), num_epochs, shuffle)]
-    if held_out_fraction is not None:
-        feeds = [replace(feed, held_out_fraction=held_out_fraction) for feed in feeds]
-    problems = [problem for feed in feeds for problem in _misfits(feed, tokenizer)]
-    if held_out_fraction is not None and not any(feed.is_text for feed in feeds):
+        data = open_data(dataset, read) if isinstance(dataset, (str, os.PathLike)) else dataset
+        sources = [WeightedSource("", data, Fraction(1), options.num_epochs, shuffle)]
+    if fraction is not None:
+        sources = [replace(source, held_out_fraction=fraction) for source in sources]
+    problems = [problem for source in sources for problem in _misfits(source, tokenizer)]
+    if fraction is not None and all(source.data.is_tokenized for source in sources):
         problems.append(
-            f"--validation_fraction {held_out_fraction:g} is a share of text, and this is prepared already: leave it "
+            f"--validation_fraction {fraction:g} is a share of text, and this is prepared already: leave it "
             "out, and give it to prepare_data.py"
         )
     if problems:
         raise ConfigurationError(problems)
-    return feeds
+    return sources
 
 
-def _misfits(feed: Feed, tokenizer) -> list[str]:
-    if not feed.is_array:
-        if feed.shuffle != "sequences":
+def _misfits(source: WeightedSource, tokenizer) -> list[str]:
+    data = source.data
+    if not data.has_random_access:
+        if source.shuffle != "sequences":
             return []
         return [
-            f"{feed} is read as a stream, whose sequences cannot be shuffled: give --shuffle documents, or prepare "
+            f"{source} is read as a stream, whose sequences cannot be shuffled: give --shuffle documents, or prepare "
             "it first (prepare_data.py)"
         ]
-    data = feed.data
     problems = []
     if data.tokenizer is not None and data.tokenizer != tokenizer_fingerprint(tokenizer):
         problems.append(
-            f"{feed} was prepared with another tokenizer ({data.tokenizer}, the run's is "
+            f"{source} was prepared with another tokenizer ({data.tokenizer}, the run's is "
             f"{tokenizer_fingerprint(tokenizer)}): give --tokenizer the one it was prepared with, or prepare it anew"
         )
-    elif data.vocab_size is not None and data.vocab_size > len(tokenizer):
+    elif data.vocab_size is not None and data.vocab_size > vocabulary_size(tokenizer):
         problems.append(
-            f"{feed} was prepared for a vocabulary of {data.vocab_size}, the tokenizer's has {len(tokenizer)}: give "
-            "--tokenizer the one it was prepared with"
+            f"{source} was prepared for a vocabulary of {data.vocab_size}, the tokenizer's has "
+            f"{vocabulary_size(tokenizer)}: give --tokenizer the one it was prepared with"
         )
     return problems
 
 
 def check_data(
-    dataset: str,
-    fields: Sequence[str] = TEXT,
-    *,
-    task: str | None = None,
-    num_epochs: int = 1,
-    skip_bad_lines: bool = False,
-) -> list[str]:
-    """The problems that would stop a run on what `-d` names, found quickly, before anything is launched; [] if none.
+    dataset: str, options: ReadOptions | None = None, *, num_epochs: int = 1, flag: str = "dataset"
+) -> list[Problem]:
+    """The problems that would stop a run on what a flag names, found quickly, before anything is launched.
 
     `sample` has none: it is built when the run starts.
     """
+    options = options or ReadOptions()
+    if len(options.fields) == 1 and is_mixture(dataset):
+        return [
+            problem.of(flag).here()
+            if isinstance(problem, Problem)
+            else Problem(flag, dataset, problem, text=f"--{flag} {problem}", local=True)
+            for problem in _problems_of_mixture(dataset, options, num_epochs)
+        ]
+    return [_problem(flag, dataset, error) for error in _errors(dataset, options)]
+
+
+def _errors(dataset: str, options: ReadOptions) -> list[DataError]:
     if dataset == SAMPLE:
         return []
     try:
-        if not (tuple(fields) == TEXT and is_mixture(dataset)):
-            data = open_data(dataset, fields, task=task, skip_bad_lines=skip_bad_lines)
-            return data.problems() if hasattr(data, "problems") else []
-        mixture = read_mixture(dataset)
-    except ConfigurationError as error:
-        return list(error.problems)
+        return open_data(dataset, options).problems()
+    except DataError as error:
+        return [error]
     except LlamaDytError as error:
-        return [str(error)]
-    problems = []
+        return [DataError(str(error))]
+
+
+def _problem(flag: str, dataset: str, error: DataError) -> Problem:
+    """An error with the flag it comes from; most name the dataset themselves, and once is enough."""
+    text = f"--{flag} {error.message}" if error.names(dataset) else f"--{flag} {dataset}: {error}"
+    return Problem(flag, dataset, error.message, text=text, local=True)
+
+
+def _problems_of_mixture(dataset: str, options: ReadOptions, num_epochs: int) -> list[str]:
+    """Each begins with the mixture's name, but where it is a `Problem`."""
+    try:
+        sources, problems = look_at_mixture(dataset)
+    except ConfigurationError as error:
+        return error.problems
     if num_epochs != 1:
         problems.append(f"{dataset} is a mixture, whose sources have epochs of their own: leave --num_epochs out")
-    for source in mixture.sources:
+    for source in sources:
+        own = replace(options, fields=(source.field or options.fields[0],), task=None)
         for path in filter(None, (source.path, source.validation)):
-            found = check_data(path, skip_bad_lines=skip_bad_lines)
-            problems += [f"{dataset}: sources: {source.name}: {problem}" for problem in found]
+            problems += [f"{dataset}: sources: {source.name}: {error}" for error in _errors(path, own)]
     return problems
+
+
+def files_in_words(dataset: str, options: ReadOptions) -> list[str]:
+    """What files of text a name means, and what was passed over, a line for each source; [] where there are none."""
+    if len(options.fields) == 1 and is_mixture(dataset):
+        sources = read_mixture(dataset).sources
+        return [f"{source.name}: {line}" for source in sources for line in files_in_words(source.path, options)]
+    found = open_data(dataset, options).in_words()
+    return [f"{printable(str(dataset))}: {found}"] if found is not None else []
 
 
 def is_countable(dataset: str) -> bool:
@@ -220,12 +221,10 @@ def is_countable(dataset: str) -> bool:
     if is_mixture(dataset):
         mixture = read_mixture(dataset)
         return not mixture.is_endless and all(is_countable(source.path) for source in mixture.sources)
-    data = open_data(dataset)
-    return hasattr(data, "tokens") or data.is_local
+    return open_data(dataset).is_local
 
 
 def tokenizer_beside(dataset: str) -> str | None:
     """The tokenizer that what `-d` names was prepared with, where it lies beside the tokens."""
     paths = [source.path for source in read_mixture(dataset).sources] if is_mixture(dataset) else [dataset]
-    prepared = (os.path.expanduser(path) for path in paths if path != SAMPLE and is_shards(path))
-    return next(filter(os.path.isdir, (os.path.join(path, "tokenizer") for path in prepared)), None)
+    return next(filter(None, (format_of(path).tokenizer_beside(path) for path in paths)), None)

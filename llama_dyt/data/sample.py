@@ -1,7 +1,7 @@
 """`-d sample`: a corpus of real text built at once from what the Python interpreter ships, with its own tokenizer.
 
-Its own file because it makes data instead of reading it: sources of the standard library and the topics of `help()`, in
-RedPajama's form (JSON lines with `text` and `meta`). Nothing is downloaded; the same interpreter gives the same corpus.
+Sources of the standard library and the topics of `help()`, in RedPajama's form (JSON lines with `text` and `meta`).
+Nothing is downloaded; the same interpreter gives the same corpus.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import sysconfig
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_dyt.data.split import is_held_out
-from llama_dyt.errors import DataError
+from llama_dyt.core import files
+from llama_dyt.core.errors import DataError
+from llama_dyt.data.formats.sources import SAMPLE_FOLDER
+from llama_dyt.data.order.held_out import is_held_out
 
 BUILDER_VERSION = 2
 VOCAB_SIZE = 4096
@@ -39,15 +39,17 @@ class SampleCorpus:
         train_glob: pattern of the training files (JSON lines).
         validation_file: held-out documents, none of which is in training.
         tokenizer_folder: HuggingFace tokenizer of VOCAB_SIZE pieces, trained on the training documents.
+        tokens_folder: where `sample_tokens.prepare_sample` puts the training documents' tokens.
     """
 
     folder: Path
     train_glob: str
     validation_file: str
     tokenizer_folder: str
+    tokens_folder: str
 
 
-def build_sample_corpus(folder: str | os.PathLike = "data/sample") -> SampleCorpus:
+def build_sample_corpus(folder: str | os.PathLike = SAMPLE_FOLDER) -> SampleCorpus:
     """Builds the corpus below `folder`, or returns the one built before.
 
     Any number of processes may call this at once: one builds (aside, then renamed), the others wait. A changed builder
@@ -62,20 +64,33 @@ def build_sample_corpus(folder: str | os.PathLike = "data/sample") -> SampleCorp
         train_glob=str(target / "train" / "*.jsonl"),
         validation_file=str(target / "validation" / "validation.jsonl"),
         tokenizer_folder=str(target / "tokenizer"),
+        tokens_folder=str(target / "tokens"),
     )
+    with building(target):
+        if not target.is_dir():
+            _build_aside(target)
+    return corpus
+
+
+@contextlib.contextmanager
+def building(target: Path) -> Iterator[None]:
+    """What makes the folder `target` runs inside: one process at a time, and not at all waited for where it is there.
+
+    Raises:
+        DataError: nothing can be written there.
+    """
     if target.is_dir():
-        return corpus
+        yield
+        return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.with_name(f".{target.name}.lock")):
-            if not target.is_dir():
-                _build_aside(target)
+            yield
     except OSError as error:
         raise DataError(
-            f"the sample corpus cannot be built in {folder} ({error.strerror or error}); "
+            f"the sample corpus cannot be built in {target.parent} ({error.strerror or error}); "
             "run from a folder that can be written and has 50 MB free"
         ) from error
-    return corpus
 
 
 def sample_documents() -> Iterator[dict]:
@@ -111,7 +126,7 @@ def _help_topics() -> Iterator[tuple[dict, str]]:
 
 
 def _build_aside(target: Path) -> None:
-    from llama_dyt.data.tokenizer import train_sentencepiece
+    from llama_dyt.data.tokenizing.tokenizer import train_sentencepiece
 
     documents = list(sample_documents())
     if sum(len(document["text"]) for document in documents) < _LEAST_CHARACTERS:
@@ -119,20 +134,12 @@ def _build_aside(target: Path) -> None:
             "this Python ships too few of its own sources to build the sample corpus; "
             "install the full standard library, or give another dataset with -d"
         )
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
+    with files.made_whole(target) as aside:
         train = [document for document in documents if not _held_out(document)]
         held_out = [document for document in documents if _held_out(document)]
         _write_lines(aside / "train" / "sample.jsonl", train)
         _write_lines(aside / "validation" / "validation.jsonl", held_out)
         train_sentencepiece(_first_characters(train), aside / "tokenizer", VOCAB_SIZE)
-        try:
-            os.rename(aside, target)
-        except OSError:
-            if not target.is_dir():  # where locks do not reach (some network file systems) another builder was first
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _held_out(document: dict) -> bool:

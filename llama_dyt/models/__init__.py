@@ -1,64 +1,43 @@
 """LLaMA decoders with DyT: the HF-native classes, and the way from a name or a folder to a model."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from llama_dyt.core.lazily import lazy_names
 
-from llama_dyt.models.build import build_config, build_model, count_parameters, empty_model, norm_sites
-from llama_dyt.models.configuration_llama_dyt import LlamaDytConfig
-from llama_dyt.models.export import export_modeling_files
-from llama_dyt.models.families import FAMILIES, Family
-from llama_dyt.models.float8 import Float8Linear, use_float8, why_no_float8
-from llama_dyt.models.initial_weights import InitialWeights, initial_range, initial_tensor
-from llama_dyt.models.linear_loss import linear_cross_entropy
-from llama_dyt.models.loss import CausalLmLoss, VocabularyPart, causal_lm_loss
-from llama_dyt.models.modeling_llama_dyt import (
-    LlamaDytAttention,
-    LlamaDytDecoderLayer,
-    LlamaDytForCausalLM,
-    LlamaDytModel,
-    LlamaDytPreTrainedModel,
-    ScaledEmbedding,
-)
-from llama_dyt.models.pretrained import load_pretrained, read_pretrained
-from llama_dyt.models.recompute import recompute_activations, recomputed_layers
-from llama_dyt.models.rope import RotaryEmbedding
-
-# The classes themselves must not know the package: they also live in exported folders.
-LlamaDytPreTrainedModel.export_modeling_files = staticmethod(export_modeling_files)
-CausalLmLoss.linear = staticmethod(linear_cross_entropy)
-
-AutoConfig.register(LlamaDytConfig.model_type, LlamaDytConfig, exist_ok=True)
-AutoModel.register(LlamaDytConfig, LlamaDytModel, exist_ok=True)
-AutoModelForCausalLM.register(LlamaDytConfig, LlamaDytForCausalLM, exist_ok=True)
-
-__all__ = [
-    "CausalLmLoss",
-    "FAMILIES",
-    "Family",
-    "Float8Linear",
-    "InitialWeights",
-    "LlamaDytAttention",
-    "LlamaDytConfig",
-    "LlamaDytDecoderLayer",
-    "LlamaDytForCausalLM",
-    "LlamaDytModel",
-    "LlamaDytPreTrainedModel",
-    "RotaryEmbedding",
-    "ScaledEmbedding",
-    "VocabularyPart",
-    "build_config",
-    "build_model",
-    "causal_lm_loss",
-    "count_parameters",
-    "empty_model",
-    "export_modeling_files",
-    "initial_range",
-    "initial_tensor",
-    "linear_cross_entropy",
-    "load_pretrained",
-    "norm_sites",
-    "read_pretrained",
-    "recompute_activations",
-    "recomputed_layers",
-    "use_float8",
-    "why_no_float8",
-]
+_HOMES = {
+    "CausalLmLoss": "llama_dyt.models.ops.loss",
+    "FAMILIES": "llama_dyt.models.spec",
+    "Float8Linear": "llama_dyt.models.ops.float8",
+    "InitialWeights": "llama_dyt.models.initial_weights",
+    "LlamaDytAttention": "llama_dyt.models.llama",
+    "LlamaDytConfig": "llama_dyt.models.llama",
+    "LlamaDytDecoderLayer": "llama_dyt.models.llama",
+    "LlamaDytForCausalLM": "llama_dyt.models.llama",
+    "LlamaDytModel": "llama_dyt.models.llama",
+    "LlamaDytPreTrainedModel": "llama_dyt.models.llama",
+    "ModelSpec": "llama_dyt.models.spec",
+    "RotaryEmbedding": "llama_dyt.models.ops.rope",
+    "ScaledEmbedding": "llama_dyt.models.llama",
+    "VocabularyPart": "llama_dyt.models.ops.loss",
+    "build_config": "llama_dyt.models.build",
+    "build_model": "llama_dyt.models.build",
+    "causal_lm_loss": "llama_dyt.models.ops.loss",
+    "count_parameters": "llama_dyt.models.build",
+    "empty_model": "llama_dyt.models.build",
+    "export_modeling_files": "llama_dyt.models.export",
+    "extend_positions": "llama_dyt.models.build",
+    "family_of": "llama_dyt.models.spec",
+    "initial_range": "llama_dyt.models.initial_weights",
+    "initial_tensor": "llama_dyt.models.initial_weights",
+    "linear_cross_entropy": "llama_dyt.models.ops.linear_loss",
+    "load_pretrained": "llama_dyt.models.pretrained",
+    "missing_imports": "llama_dyt.models.saved_config",
+    "norm_sites": "llama_dyt.models.build",
+    "read_pretrained": "llama_dyt.models.pretrained",
+    "recompute_activations": "llama_dyt.models.recompute",
+    "recomputed_layers": "llama_dyt.models.recompute",
+    "require_parts": "llama_dyt.models.build",
+    "require_travelling": "llama_dyt.models.export",
+    "save_config": "llama_dyt.models.saved_config",
+    "use_float8": "llama_dyt.models.ops.float8",
+    "why_no_float8": "llama_dyt.models.ops.float8",
+}
+__getattr__, __all__ = lazy_names(__name__, _HOMES)

@@ -1,12 +1,11 @@
 """The weights a model starts from, each a function of (seed, parameter name) and nothing else.
 
-Its own file because a sharded initialisation needs them without a model: any range of any parameter can be drawn
-alone, so a rank fills its own slice, and every layout starts from the same model.
+A sharded initialisation needs them without a model: any range of any parameter can be drawn alone, so a rank fills its
+own slice, and every layout starts from the same model.
 
-The distribution is the authors': every projection, the embedding and the head from a normal of mean 0 and std 0.02
-(`initializer_range`), truncated; no scaling with depth; norm weights 1; biases 0; alphas from the config; the
-embedding scale sqrt(hidden_size). Their `trunc_normal_(std=0.02)` leaves torch's bounds of -2 and 2, which are
-absolute: 100 standard deviations, so the truncation exists but is never felt. It is kept as they have it.
+Which number fills a parameter, or how wide the normal is that it is drawn from, the family's config says. The
+normal is truncated as the authors have it: their `trunc_normal_(std=0.02)` leaves torch's bounds of -2 and 2, which are
+absolute: 100 standard deviations, so the truncation exists but is never felt.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from llama_dyt.models.configuration_llama_dyt import ALPHA_FIELDS, LlamaDytConfig
 
 TRUNCATION = 2.0
 
@@ -28,31 +26,33 @@ TRUNCATION = 2.0
 BLOCK_ELEMENTS = 2**22
 
 
-def constant_of(name: str, config: LlamaDytConfig) -> float | None:
-    """The value that fills the parameter `name`, or None where it is drawn at random."""
-    *_, owner, kind = ("", *name.split("."))
-    if owner in ALPHA_FIELDS:
-        return {"alpha": getattr(config, ALPHA_FIELDS[owner]), "weight": 1.0, "bias": 0.0}[kind]
-    if owner == "embed_tokens" and kind == "scale":
-        return math.sqrt(config.hidden_size)
-    return 0.0 if kind == "bias" else None
+class Starts(Protocol):
+    """What is asked of a config here."""
+
+    def starting_value(self, name: str) -> float | None:
+        """The number that fills the parameter `name`, or None where it is drawn at random."""
+
+    def starting_std(self, name: str) -> float:
+        """Standard deviation of the normal that the parameter `name` is drawn from."""
 
 
 def initial_range(
-    name: str, shape: Sequence[int], config: LlamaDytConfig, seed: int, start: int = 0, stop: int | None = None
+    name: str, shape: Sequence[int], config: Starts, seed: int, start: int = 0, stop: int | None = None
 ) -> Tensor:
     """Elements [start, stop) of the flattened parameter `name`, in fp32 on the CPU.
 
     Args:
         name: the full name, as in the causal LM's state dict.
         shape: of the whole parameter, not of the slice.
+        config: the model's.
         seed: of the run. `stop` None: to the end.
     """
     numel = math.prod(shape)
     stop = numel if stop is None else stop
-    constant = constant_of(name, config)
+    constant = config.starting_value(name)
     if constant is not None:
         return torch.full((stop - start,), constant, dtype=torch.float32, device="cpu")
+    std = config.starting_std(name)
     values = torch.empty(stop - start, dtype=torch.float32, device="cpu")
 
     def fill(block: int) -> None:
@@ -61,7 +61,7 @@ def initial_range(
         first, last = max(block_start, start), min(block_stop, stop)
         whole = (first, last) == (block_start, block_stop)
         drawn = values[first - start : last - start] if whole else values.new_empty(block_stop - block_start)
-        _truncated_normal_(drawn, config.initializer_range, _generator(seed, name, block))
+        _truncated_normal_(drawn, std, _generator(seed, name, block))
         if not whole:
             values[first - start : last - start] = drawn[first - block_start : last - block_start]
 
@@ -75,7 +75,7 @@ def initial_range(
     return values
 
 
-def initial_tensor(name: str, shape: Sequence[int], config: LlamaDytConfig, seed: int) -> Tensor:
+def initial_tensor(name: str, shape: Sequence[int], config: Starts, seed: int) -> Tensor:
     """The whole parameter `name`, of `shape`, in fp32 on the CPU."""
     return initial_range(name, shape, config, seed).view(*shape)
 
@@ -87,7 +87,7 @@ class InitialTensor:
     cut from whole rows.
     """
 
-    def __init__(self, name: str, shape: Sequence[int], config: LlamaDytConfig, seed: int) -> None:
+    def __init__(self, name: str, shape: Sequence[int], config: Starts, seed: int) -> None:
         self._name, self._shape, self._config, self._seed = name, tuple(shape), config, seed
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Tensor:
@@ -106,7 +106,7 @@ class InitialWeights:
         shapes: name → whole shape of every parameter.
     """
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]], config: LlamaDytConfig, seed: int) -> None:
+    def __init__(self, shapes: Mapping[str, Sequence[int]], config: Starts, seed: int) -> None:
         self._shapes, self._config, self._seed = shapes, config, seed
 
     def read(self, name: str) -> dict[str, InitialTensor]:

@@ -1,7 +1,7 @@
 """Which part of every parameter a rank holds under tensor and pipeline parallelism, as arithmetic on shapes.
 
-Its own file because the memory estimate and the dry run need it of models that no machine at hand could hold, without
-processes; a test compares it with what the policy really cuts.
+It needs no processes, so the memory estimate and the dry run have it of models that no machine at hand could hold; a
+test compares it with what the policy really cuts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llama_dyt.models.families import Family
+from llama_dyt.models.spec import ModelSpec
 
 VOCABULARY_MULTIPLE = 64
 """The padded vocabulary is a multiple of this times the tensor-parallel size (the engine's default; faster kernels)."""
@@ -27,7 +27,7 @@ class StagePart:
     """What one rank of a pipeline stage holds; every tensor-parallel rank of the stage holds tensors of these shapes.
 
     Attributes:
-        layers: numbers of its decoder layers, in order.
+        layer_numbers: of its decoder layers, in order.
         shapes: name → local shape, padding of the vocabulary included.
         num_parameters: numbers held by one rank.
         num_replicated: those of them that every tensor-parallel rank holds alike (norms, embedding scale).
@@ -35,7 +35,7 @@ class StagePart:
         num_copied: numbers held here a second time: a head tied to an embedding on another stage.
     """
 
-    layers: tuple[int, ...]
+    layer_numbers: tuple[int, ...]
     shapes: dict[str, tuple[int, ...]]
     num_parameters: int
     num_replicated: int
@@ -73,7 +73,7 @@ def layers_of_stages(num_layers: int, pp_size: int, chunks: int = 1, zigzag: boo
 
 def partition(
     shapes: Mapping[str, Sequence[int]],
-    family: Family,
+    family: ModelSpec,
     tp_size: int = 1,
     pp_size: int = 1,
     chunks: int = 1,
@@ -88,7 +88,7 @@ def partition(
         chunks, zigzag: as for `layers_of_stages`.
         tied: the head is the embedding, and not among `shapes`; on a stage of its own it is held again.
     """
-    layer_prefix = f"{family.decoder}.{family.layers}."
+    layer_prefix = family.layer_prefix
     numbers = {int(name.removeprefix(layer_prefix).split(".")[0]) for name in shapes if name.startswith(layer_prefix)}
     stages = layers_of_stages(len(numbers), pp_size, chunks, zigzag)
     stage_of_layer = {layer: stage for stage, layers in enumerate(stages) for layer in layers}
@@ -119,14 +119,14 @@ def partition(
     ]
 
 
-def _local_shape(name: str, whole: tuple[int, ...], family: Family, tp_size: int) -> tuple[int, ...]:
+def _local_shape(name: str, whole: tuple[int, ...], family: ModelSpec, tp_size: int) -> tuple[int, ...]:
     if tp_size == 1:
         return whole
-    owner, kind = name.rsplit(".", 1)
-    if kind == "weight" and owner in (f"{family.decoder}.{family.embedding}", family.head):
-        return (padded_vocabulary(whole[0], tp_size) // tp_size, *whole[1:])
-    if owner.endswith(family.column_parallel):
-        return (whole[0] // tp_size, *whole[1:])
-    if owner.endswith(family.row_parallel) and len(whole) == 2:
-        return (whole[0], whole[1] // tp_size)
+    match family.cut_of(name):
+        case "vocabulary":
+            return (padded_vocabulary(whole[0], tp_size) // tp_size, *whole[1:])
+        case "column":
+            return (whole[0] // tp_size, *whole[1:])
+        case "row":
+            return (whole[0], whole[1] // tp_size)
     return whole

@@ -1,7 +1,7 @@
 """A model from existing weights, or one sentence on why not.
 
-Its own file because checking a folder before reading it is its own subject: transformers fills in what a checkpoint
-lacks and warns about what it has too much, which for a run of weeks is an error found at the wrong end.
+A folder is checked before it is read: transformers fills in what a checkpoint lacks and warns about what it has too
+much, which for a run of weeks is an error found at the wrong end.
 """
 
 from __future__ import annotations
@@ -14,32 +14,34 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import PretrainedConfig, PreTrainedModel
 
-from llama_dyt.errors import CheckpointError, ConfigurationError
+from llama_dyt.core.errors import CheckpointError, ConfigurationError
 from llama_dyt.models.build import build_config, empty_model
-from llama_dyt.models.configuration_llama_dyt import LlamaDytConfig
 from llama_dyt.models.initial_weights import InitialTensor
-from llama_dyt.models.modeling_llama_dyt import LlamaDytForCausalLM
+from llama_dyt.models.spec import family_of
 from llama_dyt.models.tensor_files import TensorFiles
+from llama_dyt.norms.by_name import norm_of
+from llama_dyt.norms.spec import NormSpec
 
 SWAP_WARNING = "swapping norms in a pretrained checkpoint is an experiment"
 
 
 def load_pretrained(
     path: str | Path,
-    config: LlamaDytConfig | None = None,
+    config: PretrainedConfig | None = None,
     *,
     norm: str | None = None,
     dtype: torch.dtype = torch.float32,
     **overrides: Any,
-) -> LlamaDytForCausalLM:
+) -> PreTrainedModel:
     """A model with the weights in a HF folder, on the CPU.
 
     Args:
-        path: a folder with config.json and safetensors: one of ours, or a plain llama.
+        path: a folder with config.json and safetensors, of a family's own type or of one that it reads (a plain llama).
         config: the model to make; None: `build_config(path, norm, **overrides)`.
-        norm: "dyt" or "rmsnorm", None: the folder's own. Another than the folder's loads what the two have in common
-            and starts the alphas (and the embedding scale) anew, with a warning.
+        norm: its name, None: the folder's own. Another than the folder's loads what the two have in common and starts
+            the rest (alphas, the embedding scale) anew, with a warning.
         dtype: of the model, fp32 for training whatever the folder holds.
 
     Raises:
@@ -50,13 +52,13 @@ def load_pretrained(
     with _opened(path, config, norm, overrides) as (config, _):
         pass
     try:
-        return LlamaDytForCausalLM.from_pretrained(path, config=config, dtype=dtype)
+        return family_of(config).load_causal_lm_class().from_pretrained(path, config=config, dtype=dtype)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: the weights cannot be loaded: {error}") from error
 
 
 @contextmanager
-def read_pretrained(path: str | Path, config: LlamaDytConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
+def read_pretrained(path: str | Path, config: PretrainedConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
     """The same weights without a model: a context that gives `read(name) -> {"param": …}`, as `boosters.Boosted` takes.
 
     What it reads is indexed by slices, so a rank reads its own part alone. Raises as `load_pretrained`.
@@ -75,21 +77,21 @@ def read_pretrained(path: str | Path, config: LlamaDytConfig) -> Iterator[Callab
 
 @contextmanager
 def _opened(
-    path: Path, config: LlamaDytConfig | None, norm: str | None, overrides: dict[str, Any]
-) -> Iterator[tuple[LlamaDytConfig, TensorFiles]]:
+    path: Path, config: PretrainedConfig | None, norm: str | None, overrides: dict[str, Any]
+) -> Iterator[tuple[PretrainedConfig, TensorFiles]]:
     """The config to load with and the open files, after both were found to fit."""
     _require_folder(path)
     try:
-        own_norm = build_config(path).norm_type
+        own_norm = norm_of(build_config(path))
         if config is None:
             config = build_config(path, norm, **overrides)
     except ConfigurationError as error:
         raise CheckpointError(str(error)) from error
-    swapped = own_norm != config.norm_type
+    swapped = own_norm.name != config.norm_type
     with TensorFiles(path) as files:
-        _compare(path, files.shapes(), config, swapped=swapped)
+        _compare(path, files.shapes(), config, own_norm)
         if swapped:
-            warnings.warn(f"{path}: {SWAP_WARNING} ({own_norm} to {config.norm_type})", UserWarning, stacklevel=4)
+            warnings.warn(f"{path}: {SWAP_WARNING} ({own_norm.name} to {config.norm_type})", UserWarning, stacklevel=4)
         yield config, files
 
 
@@ -105,9 +107,14 @@ def _require_folder(path: Path) -> None:
 
 
 def _compare(
-    path: Path, shapes: dict[str, tuple[tuple[int, ...], Path]], config: LlamaDytConfig, *, swapped: bool
+    path: Path, shapes: dict[str, tuple[tuple[int, ...], Path]], config: PretrainedConfig, own_norm: NormSpec
 ) -> None:
-    """Compare what the files hold with what the model needs."""
+    """Compare what the files hold with what the model needs.
+
+    Args:
+        own_norm: the one that the weights were trained with.
+    """
+    swapped = own_norm.name != config.norm_type
     model = empty_model(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in wanted.items():
@@ -117,12 +124,13 @@ def _compare(
                 f"{file}: {name} has shape {found} where the model has {shape}; it is a checkpoint of another size: "
                 "give the config it was made with"
             )
+    rotary = family_of(config).rotary  # folders of before transformers 4.32 hold its frequencies
     tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
     missing = [name for name in wanted if name not in shapes and name not in tied]
-    surplus = [name for name in shapes if name not in wanted and not name.endswith("rotary_emb.inv_freq")]
+    surplus = [name for name in shapes if name not in wanted and not name.endswith(f"{rotary}.inv_freq")]
     if swapped:
-        missing = [name for name in missing if not _of_dyt_alone(name)]
-        surplus = [name for name in surplus if not _of_dyt_alone(name)]
+        missing = [name for name in missing if not _of_a_norm_alone(name, config, norm_of(config))]
+        surplus = [name for name in surplus if not _of_a_norm_alone(name, config, own_norm)]
     if config.tie_word_embeddings:
         surplus = [name for name in surplus if name not in tied]
     for problem, names in (("the checkpoint lacks", missing), ("the model has no place for", surplus)):
@@ -134,5 +142,7 @@ def _compare(
             )
 
 
-def _of_dyt_alone(name: str) -> bool:
-    return name.endswith((".alpha", "embed_tokens.scale"))
+def _of_a_norm_alone(name: str, config: PretrainedConfig, norm: NormSpec) -> bool:
+    """Whether a tensor is the norm's own, or of what it needs: other norms have no such thing."""
+    *_, owner, kind = ("", *name.split("."))
+    return (owner in config.norm_places and kind in norm.own_parameters) or name == family_of(config).embedding_scale

@@ -1,6 +1,6 @@
 """Activation checkpointing: which decoder layers run again in the backward pass instead of keeping their activations.
 
-Its own file because the model, the memory estimate and the count of hardware FLOPs must agree on the layers.
+The model, the memory estimate and the count of hardware FLOPs agree on the layers by asking here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from fractions import Fraction
 from math import floor
 
 from torch import nn
+
+from llama_dyt.models.spec import family_of
 
 
 def recomputed_layers(num_layers: int, share: float) -> list[int]:
@@ -28,7 +30,7 @@ def recompute_activations(model: nn.Module, share: float) -> None:
 
     The layers are transformers' GradientCheckpointingLayer, which look at an attribute of their own.
     """
-    layers = model.model.layers
+    layers = family_of(model.config).layers_of(model)
     chosen = recomputed_layers(len(layers), share)
     if not chosen:
         return

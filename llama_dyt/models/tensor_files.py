@@ -1,6 +1,6 @@
 """The tensors of a folder of safetensors, one file or many under an index: names, shapes, and parts of them.
 
-Its own file because HuggingFace folders and the checkpoints of a run are read alike.
+HuggingFace folders and the checkpoints of a run are read alike.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llama_dyt.errors import CheckpointError
+from llama_dyt.core.errors import CheckpointError
 
 
 class TensorFiles:

@@ -1,12 +1,16 @@
-"""Norm layers of a decoder: Dynamic Tanh and RMSNorm, their registry, and where alpha starts."""
+"""Norm layers of a decoder: Dynamic Tanh and RMSNorm, their registry (`spec`), and where alpha starts."""
 
-from llama_dyt.norms.alphas import PUBLISHED_ALPHAS, default_alphas
-from llama_dyt.norms.dynamic_tanh import DynamicTanh, dynamic_tanh, dynamic_tanh_formula, use_kernel
-from llama_dyt.norms.dynamic_tanh_op import forward_op, suits
-from llama_dyt.norms.registry import NORMS, build_norm
-from llama_dyt.norms.rms_norm import RMSNorm
+from llama_dyt.core.lazily import lazy_names
 
-__all__ = ["NORMS", "PUBLISHED_ALPHAS", "DynamicTanh", "RMSNorm", "build_norm", "default_alphas"]
-__all__ += ["dynamic_tanh", "dynamic_tanh_formula", "use_kernel"]
-
-use_kernel(forward_op, suits)
+_HOMES = {
+    "DynamicTanh": "llama_dyt.norms.layers.dynamic_tanh",
+    "NORMS": "llama_dyt.norms.spec",
+    "NormSpec": "llama_dyt.norms.spec",
+    "PUBLISHED_ALPHAS": "llama_dyt.norms.alphas",
+    "RMSNorm": "llama_dyt.norms.layers.rms_norm",
+    "default_alphas": "llama_dyt.norms.alphas",
+    "dynamic_tanh": "llama_dyt.norms.layers.dynamic_tanh",
+    "dynamic_tanh_formula": "llama_dyt.norms.layers.dynamic_tanh",
+    "use_kernel": "llama_dyt.norms.layers.dynamic_tanh",
+}
+__getattr__, __all__ = lazy_names(__name__, _HOMES)

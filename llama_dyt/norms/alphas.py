@@ -1,6 +1,6 @@
 """Where alpha starts, by the width of the model.
 
-Its own file because it is a table of published results, read by the models and shown by the entries.
+A table of published results, read by the models and shown by the entries.
 """
 
 from __future__ import annotations

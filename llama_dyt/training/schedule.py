@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.config.run import RunConfig
+from llama_dyt.core.errors import ConfigurationError
 
+FINETUNE_WARMUP_FRACTION = 0.03
+"""The share of the steps fine-tuning warms up for when no number is given, as in Colossal-AI's program."""
 FINAL_FRACTION = 0.1
 """The cosine schedules end at a tenth of the peak (LLaMA, section 2.2)."""
+
+
+@dataclass(frozen=True)
+class LearningRateSchedule:
+    """The course of the learning rate; `lr_scheduler` in a checkpoint."""
+
+    name: str
+    peak_lr: float
+    warmup_steps: int
+    total_steps: int
+
+    @classmethod
+    def of(cls, run: RunConfig, total_steps: int) -> LearningRateSchedule:
+        """That of a run of `total_steps`."""
+        warmup = run.optimizer.warmup_steps
+        if warmup is None:
+            warmup = round(FINETUNE_WARMUP_FRACTION * total_steps)
+        return cls(run.optimizer.lr_scheduler, run.optimizer.lr, warmup, total_steps)
+
+    def lr(self, step: int) -> float:
+        return self.peak_lr * learning_rate_factor(self.name, step, self.warmup_steps, self.total_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def learning_rate_factor(name: str, step: int, warmup_steps: int, total_steps: int) -> float:

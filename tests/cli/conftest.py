@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_dyt.data.tokenizer import train_sentencepiece
-from llama_dyt.training.tracking import read_metrics
+from llama_dyt.data.tokenizing.tokenizer import train_sentencepiece
+from llama_dyt.training.trackers.jsonl import read_metrics
 from tests.cli.entries import MODEL_SIZE, Command, Outcome
 
 VOCAB_SIZE = 512

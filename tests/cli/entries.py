@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.forks import ROOT, ForkedProgram
@@ -22,7 +22,7 @@ from tests.forks import ROOT, ForkedProgram
 MODEL_SIZE = shlex.split(
     "--hidden_width 32 --num_layers 2 --num_heads 4 --num_key_value_heads 2 --intermediate_size 64"
 )
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 420
 """For one program; only a rank that hangs takes longer, even on a busy machine."""
 
 Process = subprocess.Popen | ForkedProgram
@@ -56,6 +56,8 @@ class Command:
         launcher: "python", "torchrun", "colossalai" or "srun" (the variables that srun sets, without Slurm). Under
             the first and the last a program begins as a fork that has imported the engine: most of its time.
         processes: how many the launcher starts.
+        folders: working directories of the ranks under "srun", where each has its own.
+        only_rank: under "srun", start that one and none of the others.
         before: called in the new process, which is no fork then, before the program begins.
     """
 
@@ -65,6 +67,8 @@ class Command:
     launcher: str = "python"
     processes: int = 1
     before: Callable[[], None] | None = None
+    folders: Sequence[Path] | None = None
+    only_rank: int | None = None
 
     def start(self) -> list[Process]:
         """Start it; one process, or several under "srun"."""
@@ -77,10 +81,16 @@ class Command:
             port = f"--master_port={free_port()}"
             return [self._popen([str(tools / "colossalai"), "run", count, port, *program])]
         if self.launcher == "srun":
-            shared = {"SLURM_NTASKS": str(self.processes), "SLURM_NODELIST": "localhost", "SLURM_JOB_ID": "4242"}
+            shared = {"SLURM_STEP_NUM_TASKS": str(self.processes), "SLURM_STEP_NODELIST": "localhost"}
+            shared["SLURM_JOB_ID"] = "4242"
             shared["MASTER_PORT"] = str(free_port())
             ranks = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(self.processes)]
-            return [self._program(program, {**shared, **rank}) for rank in ranks]
+            folders = self.folders or [self.folder] * self.processes
+            return [
+                replace(self, folder=folder)._program(program, {**shared, **rank})
+                for folder, rank in zip(folders, ranks, strict=True)
+                if self.only_rank in (None, int(rank["SLURM_PROCID"]))
+            ]
         return [self._program(program)]
 
     def run(self) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 
 import pytest
@@ -12,7 +13,7 @@ import finetune
 import pretrain
 from llama_dyt.config import cli
 from llama_dyt.config.run import RunConfig
-from tests.cli.entries import Command
+from tests.cli.entries import ROOT, Command
 
 
 @pytest.fixture
@@ -100,3 +101,30 @@ def test_finetuning_counts_its_steps_from_the_examples(dry_run, corpus, pretrain
     flags = ["--model_path", pretrained.save_dir, "-d", corpus.prompts, "-b", 4, "-l", 64, "-e", 2, "-p", "zero2"]
     assert "# steps           24" in dry_run(finetune, [*flags, "-x", "fp32"])
     assert "# steps           12" in dry_run(finetune, [*flags, "-x", "fp32"], 2)
+
+
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("quickstart", "finetune_7b"))
+"""Those with data to fetch and without weights, whose config a size would have to come from."""
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_sized_up_where_its_data_tokenizer_and_gpu_are_not(dry_run, recipe, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = dry_run(pretrain, ["--config_file", recipe, "--dry_run_processes", 64])
+    assert "# memory a rank   " in text and "# parameters      " in text
+    assert "# warning: a run on this machine would refuse: --dataset " in text
+
+
+def test_steps_are_not_known_without_the_data(dry_run):
+    flags = ["-c", "15m", "-p", "zero2", "-x", "fp32", "-d", "no.jsonl", "--tokenizer", "./nowhere"]
+    text = dry_run(pretrain, flags)
+    assert "# steps           not known without the data" in text
+    assert "would refuse: --dataset no.jsonl: no such file" in text and "tokenizer ./nowhere" in text
+
+
+def test_finetuning_is_sized_up_without_examples_and_weights(dry_run, pretrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config_alone")
+    shutil.copy(pretrained.step(12) / "model" / "config.json", folder)
+    flags = ["--model_path", folder, "-d", "no.jsonl", "-p", "zero2", "-x", "fp32", "--max_steps", 7]
+    text = dry_run(finetune, flags)
+    assert "# steps           7 (" in text and "# parameters      51,366" in text

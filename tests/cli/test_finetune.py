@@ -12,8 +12,11 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from llama_dyt.data.instructions import InstructionBatches
-from llama_dyt.data.tokenizer import load_tokenizer
+from llama_dyt.data.formats.sources import ReadOptions
+from llama_dyt.data.loaders.instructions import InstructionBatches
+from llama_dyt.data.loaders.step import BatchShape
+from llama_dyt.data.opening import open_data
+from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
 from tests.cli.conftest import VOCAB_SIZE, Corpus, Run, as_flags
 from tests.cli.entries import Command
 from tests.cli.test_resume import assert_same_checkpoint, assert_same_course
@@ -86,7 +89,8 @@ def test_only_completions_carry_loss(runs, name, corpus, pretrained, plain_llama
     start = plain_llama if name == "plain" else pretrained.step(12) / "model"
     model = AutoModelForCausalLM.from_pretrained(start)
     tokenizer = load_tokenizer(start)
-    with InstructionBatches(str(corpus.prompts), tokenizer, max_length=64, batch_size=4) as batches:
+    source = open_data(corpus.prompts, ReadOptions(fields=("prompt", "completion")))
+    with InstructionBatches(source, tokenizer, 64, BatchShape(4)) as batches:
         (batch,) = next(iter(batches)).micro_batches
     total, count = 0.0, 0
     for row in batch["input_ids"]:

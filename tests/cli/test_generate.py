@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 from transformers import AutoModelForCausalLM
 
 import generate
-from llama_dyt.data.tokenizer import load_tokenizer
-from llama_dyt.errors import CheckpointError, DataError
+from llama_dyt.core.errors import CheckpointError, ConfigurationError, DataError
+from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
 from tests.cli.conftest import NUM_STEPS
 from tests.cli.entries import Command
 
@@ -57,3 +60,37 @@ def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
         generate.main(["--model_path", str(tmp_path)])
     with pytest.raises((CheckpointError, DataError), match=r"--model_path .*nowhere: no such folder"):
         generate.main(["--model_path", str(tmp_path / "nowhere")])
+
+
+def test_flags_overrule_a_folders_generation_config(pretrained, generated, tmp_path):
+    """Also settings that have no flag here: what was asked for is the likeliest token, or a draw from all of them."""
+    plain, opinionated = tmp_path / "plain", tmp_path / "opinionated"
+    for folder in (plain, opinionated):
+        shutil.copytree(pretrained.step(NUM_STEPS) / "model", folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+    opinions = {
+        "do_sample": True,
+        "temperature": 0.1,
+        "top_k": 1,
+        "top_p": 0.1,
+        "repetition_penalty": 5.0,
+        "no_repeat_ngram_size": 1,
+        "max_length": 3,
+        "num_beams": 3,
+        "eos_token_id": list(range(3, 300)),
+    }
+    (opinionated / "generation_config.json").write_text(json.dumps(opinions))
+    for flags in (GREEDY, ["--temperature", "2", "--top_k", "300", "--max_new_tokens", "16"]):
+        assert generated(opinionated, *flags) == generated(plain, *flags)
+
+
+@pytest.mark.parametrize("temperature", ["nan", "inf", "-0.5", "1e-09"])
+def test_bad_temperatures_are_refused(temperature):
+    with pytest.raises(ConfigurationError, match=f"--temperature {temperature}: give 0"):
+        generate.main(["--model_path", "anything", f"--temperature={temperature}"])
+
+
+def test_mistakes_are_told_together():
+    with pytest.raises(ConfigurationError) as caught:
+        generate.main(["--model_path", "anything", "--temperature", "nan", "--top_k", "0", "--seed", str(2**64)])
+    assert len(caught.value.problems) == 3

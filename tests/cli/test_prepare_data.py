@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 
-from llama_dyt.data.shards import open_shards
+from llama_dyt.data.formats.shards import open_shards
+from llama_dyt.launch.claim import take
 from tests.cli.entries import Command, run_two_at_once
 
 
@@ -48,3 +50,15 @@ def test_a_bad_line_is_named_and_skipped_by_choice(corpus, tmp_path):
     skipped = Command("prepare_data", [*flags, "--skip_bad_lines"], tmp_path).run()
     assert refused.status == 2 and "a.jsonl, line 2: is not valid JSON" in refused.stderr
     assert skipped.status == 0 and "left out: 1 bad lines" in skipped.stdout, skipped.stderr
+
+
+def test_a_share_that_another_process_prepares_is_refused(corpus, tmp_path):
+    flags = ["-d", corpus.train, "-o", "out", "--tokenizer", corpus.tokenizer]
+    claim = take(tmp_path / "out", "prepare_data.py", name="claim_00000_of_00001")
+    refused = Command("prepare_data", flags, tmp_path).run()
+    claim.check()
+    claim.release()
+    assert refused.status == 2
+    assert f"--output_path out is being written by prepare_data.py (process {os.getpid()} on " in refused.stderr
+    assert Command("prepare_data", flags, tmp_path).run().status == 0
+    assert not list((tmp_path / "out").glob(".*"))

@@ -49,7 +49,7 @@ def test_prepared_data_train_and_validate_as_the_text_does(runs):
 
 
 def test_a_folder_that_was_prepared_with_another_tokenizer_is_refused(runs, corpus, tmp_path):
-    from llama_dyt.data.tokenizer import train_sentencepiece
+    from llama_dyt.data.tokenizing.tokenizer import train_sentencepiece
 
     train_sentencepiece([corpus.train.read_text(encoding="utf-8")], tmp_path / "other", 400)
     flags = corpus.pretrain_flags(dataset=runs[0].save_dir.parent / "tokens", tokenizer=tmp_path / "other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import subprocess
@@ -13,10 +14,11 @@ from safetensors.torch import load_file
 
 from llama_dyt.config import cli
 from llama_dyt.config.run import RunConfig
-from llama_dyt.data.documents import DocumentsApart
-from llama_dyt.data.loader import TokenBatches
-from llama_dyt.data.tokenizer import load_tokenizer
-from llama_dyt.data.validation import ValidationSet
+from llama_dyt.data.loaders.documents_apart import DocumentsApart
+from llama_dyt.data.loaders.packed import TokenBatches
+from llama_dyt.data.loaders.step import BatchShape
+from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
+from llama_dyt.data.validation_sets import ValidationSet
 from tests.cli.conftest import NUM_STEPS, VOCAB_SIZE, Run
 from tests.cli.entries import Command, run_two_at_once
 
@@ -94,7 +96,10 @@ def test_a_checkpoint_has_the_documented_layout(pretrained):
     }
     sizes = {str(p.relative_to(step)): p.stat().st_size for p in step.rglob("*") if p.is_file()}
     sizes.pop("COMPLETE")
-    assert json.loads((step / "COMPLETE").read_text()) == sizes
+    marker = json.loads((step / "COMPLETE").read_text())
+    assert {name: entry["bytes"] for name, entry in marker.items()} == sizes
+    digests = {name: hashlib.sha256((step / name).read_bytes()).hexdigest() for name in sizes}
+    assert {name: entry["sha256"] for name, entry in marker.items()} == digests
     assert {"model/model.safetensors", "model/config.json", "model/tokenizer.json"} <= sizes.keys()
     state = json.loads((step / "trainer_state.json").read_text())
     assert (state["step"], state["tokens_seen"]) == (NUM_STEPS, NUM_STEPS * 2 * 32)
@@ -168,11 +173,13 @@ def test_the_documented_defaults_train_under_gemini_in_fp16(corpus, tmp_path):
     assert all(record["loss_scale"] > 1 and 0 < record["grad_norm"] < 10 for record in records)
 
 
-def test_the_sample_corpus_is_built_at_once_and_scored_at_the_end(corpus, tmp_path):
-    flags = corpus.pretrain_flags(dataset="sample", tokenizer=None, max_steps=2, warmup_steps=1, save_dir="run")
-    outcome = Command("pretrain", flags, tmp_path).run()
-    assert outcome.status == 0, outcome.stderr
-    assert "bits per byte" in outcome.stdout
+def test_the_sample_corpus_is_built_at_once_and_scored_where_that_is_asked_for(corpus, tmp_path):
+    flags = corpus.pretrain_flags(dataset="sample", tokenizer=None, max_steps=2, warmup_steps=1)
+    scored = [*flags, "--save_dir", "scored", "--shuffle", "sequences", "--score_held_out"]
+    outcomes = [Command("pretrain", more, tmp_path).run() for more in (scored, [*flags, "--save_dir", "plain"])]
+    assert [outcome.status for outcome in outcomes] == [0, 0], outcomes[0].stderr + outcomes[1].stderr
+    assert "bits per byte on" in outcomes[0].stdout
+    assert "bits per byte" not in outcomes[1].stdout
     assert list((tmp_path / "data" / "sample").glob("*/train/*.jsonl"))
 
 
@@ -189,8 +196,8 @@ def test_documents_apart_train_and_validate(corpus, tmp_path):
 
     tokenizer = load_tokenizer(corpus.tokenizer)
     held_out = ValidationSet("train", str(corpus.train), 0.1).open()
-    with TokenBatches(held_out, tokenizer, 256, 2) as batches:
+    with TokenBatches(held_out, tokenizer, 256, BatchShape(2)) as batches:
         packed = list(islice(batches, 16))
-    apart = list(DocumentsApart(iter(packed), tokenizer.eos_token_id, True, True, lambda count: count))
+    apart = list(DocumentsApart(iter(packed), tokenizer.eos_token_id, True, True, lambda count: lambda: count))
     targets, all_targets = (sum(step.num_label_tokens for step in steps) for steps in (apart, packed))
     assert records[-1]["validation_tokens"]["train"] == targets < all_targets

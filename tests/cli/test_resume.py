@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from llama_dyt.training.plan import make_plan
-from llama_dyt.training.tracking import read_metrics
+from llama_dyt.training.trackers.jsonl import read_metrics
 from tests.cli.conftest import NUM_STEPS, Corpus, Run
 from tests.cli.entries import Command, finish, run_two_at_once, wait_until
 
@@ -78,7 +80,7 @@ def kill_in_a_save_and_resume(corpus: Corpus, folder: Path) -> Run:
     (unfinished,) = save_dir.glob(".step_*.unfinished")
     shutil.copytree(unfinished, folder / "as_it_was_killed")
     outcome = Command("pretrain", flags, folder).run()
-    (folder / "killed_in_step").write_text(unfinished.name.removeprefix(".step_").removesuffix(".unfinished"))
+    (folder / "killed_in_step").write_text(unfinished.name.split("_")[1].split(".")[0])
     return Run(save_dir, flags, outcome)
 
 
@@ -90,6 +92,9 @@ def stop_and_resume(corpus: Corpus, folder: Path) -> tuple[Run, Run]:
     wait_until(lambda: bool(read_metrics(save_dir / "metrics.jsonl")), process)
     for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGCONT):  # stopped, it cannot reach its end in between
         process.send_signal(number)
+    while process.poll() is None:  # through the rest of the step, the save, the summary, to the last moment
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
     outcome = finish([process])
     first = Run(Path(shutil.copytree(save_dir, folder / "as_it_stopped")), flags, outcome)
     flags = [*flags, "--load", "run"]
@@ -108,22 +113,28 @@ def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(killed, pr
 
 def test_what_a_killed_save_left_is_cleared_by_the_next_one(killed):
     assert not list(killed.save_dir.glob(".*"))
+    assert "the unfinished checkpoint of a run that is gone" in killed.outcome.stderr
+    assert re.search(r"run is taken over from pretrain.py \(process \d+ on .*which is gone", killed.outcome.stderr)
 
 
-def test_sigterm_saves_and_ends_with_its_own_status(stopped):
+def test_sigterm_however_often_saves_and_ends_with_its_own_status(stopped):
     run, _ = stopped
-    assert run.outcome.status == 128 + signal.SIGTERM
+    assert run.outcome.status == 75
     last = run.metrics[-1]["step"]
     assert 1 <= last < NUM_STEPS
     assert (run.step(last) / "COMPLETE").is_file()
     assert f"stopped on a signal at step {last} of {NUM_STEPS}" in run.outcome.stdout
     assert "--load auto" in run.outcome.stdout
+    status = json.loads((run.save_dir / "status.json").read_text())
+    assert (status["state"], status["step"], status["total_steps"]) == ("stopped", last, NUM_STEPS)
     assert "Traceback" not in run.outcome.stderr
 
 
 def test_a_run_resumed_after_sigterm_equals_the_uninterrupted_one(stopped, pretrained):
     _, run = stopped
     assert run.outcome.status == 0, run.outcome.stderr
+    assert "a save takes" in run.outcome.stderr  # as long as the last one of the run before
+    assert json.loads((run.save_dir / "status.json").read_text())["state"] == "finished"
     assert_same_course(run.metrics, pretrained.metrics)
     assert_same_checkpoint(run.step(NUM_STEPS), pretrained.step(NUM_STEPS))
 

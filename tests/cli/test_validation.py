@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import pretrain
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.training.plan import make_plan
 from tests.cli.conftest import Run, write_lines
 from tests.cli.entries import Command, run_two_at_once
@@ -130,4 +130,4 @@ def test_the_sample_is_validated_on_by_its_own_held_out_file(here, monkeypatch):
     flags = ["--dataset", "sample", "--config", "15m", "--mixed_precision", "fp32", "--plugin", "zero2"]
     plan = make_plan("pretrain", [*flags, "--validation_freq", "5", "--max_steps", "9", "--warmup_steps", "1"])
     (chosen,) = plan.validation
-    assert (chosen.name, chosen.dataset, chosen.fraction) == ("sample", plan.held_out, None)
+    assert (chosen.name, chosen.dataset, chosen.fraction) == ("sample", plan.sample.validation_file, None)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.training.plan import make_plan
 from tests.cli.conftest import NUM_STEPS, write_lines
 
@@ -66,7 +66,7 @@ ONE_PROBLEM = {
     "first line without text": (
         {"dataset": "without_text.jsonl"},
         1,
-        "without_text.jsonl, line 1: has no field 'text'; correct it, or pass --skip_bad_lines",
+        "without_text.jsonl, line 1: has no field 'text'; its records have txt .str.: name the one to read",
     ),
     "tokenizer missing": ({"tokenizer": "./no_such"}, 1, "tokenizer ./no_such: no such file or folder; give --tok"),
     "tokenizer folder empty": ({"tokenizer": "empty_folder"}, 1, "tokenizer empty_folder: .*holds no tokenizer; give"),

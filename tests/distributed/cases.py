@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
-from llama_dyt.boosters.gemini import ChunkedModel
+from llama_dyt.boosters.strategies.gemini.plugin import ChunkedModel
 from llama_dyt.config.run import RunConfig
-from llama_dyt.data.step import Step
+from llama_dyt.data.loaders.step import Step
 from llama_dyt.models import empty_model, recompute_activations
-from llama_dyt.models.modeling_llama_dyt import LlamaDytDecoderLayer
+from llama_dyt.models.llama.modeling_llama_dyt import LlamaDytDecoderLayer
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import small_run
 from tests.distributed.small_run import Layout

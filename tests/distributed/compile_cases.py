@@ -16,8 +16,8 @@ from torch import nn
 
 from llama_dyt.boosters import compiled
 from llama_dyt.boosters.boosted import sum_over_ranks
-from llama_dyt.data.step import Step
-from llama_dyt.training.saturation import SaturationProbe
+from llama_dyt.data.loaders.step import Step
+from llama_dyt.training.callbacks.saturation import SaturationProbe
 from tests.distributed import cases, small_run
 from tests.distributed.small_run import Layout
 
@@ -96,7 +96,7 @@ def every_kind_of_step(layout: Layout, **flags: Any) -> Course:
                 evaluate(_apart(steps[1]))
             with SaturationProbe(boosted.module) as probe, boosted.layers_as_written():
                 take(steps[0])
-            shares.append(probe.values()[1])
+            shares.append(probe.values()["saturation"])
             take(steps[1])
             graphs["end"] = _graphs() if run.speed.compile else graphs["end"]
             losses.append(found)

@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from llama_dyt.boosters.boosted import sum_over_ranks
-from llama_dyt.data.documents import DocumentsApart
-from llama_dyt.data.step import BatchShape, Step, make_micro_batch
+from llama_dyt.data.loaders.documents_apart import DocumentsApart
+from llama_dyt.data.loaders.step import BatchShape, Step, make_micro_batch
 from tests.distributed import small_run
 from tests.distributed.cases import boost
 from tests.distributed.small_run import GLOBAL_ROWS, LENGTH, VOCAB_SIZE, Layout

@@ -5,21 +5,24 @@ Its own file because they spoil a single step, and force on a CPU what a booster
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 
 from llama_dyt.boosters.boosted import Boosted
-from llama_dyt.boosters.interface import NonFiniteGradientError
-from llama_dyt.errors import TrainingError
+from llama_dyt.boosters.step import NonFiniteGradientError
+from llama_dyt.core.errors import CheckpointError, TrainingError
 from tests.distributed import cases, small_run, training_cases
 from tests.distributed.small_run import Layout
 
 
-def spoiled_gradient(layout: Layout, precision: str) -> tuple[str, list[str]]:
-    """Two steps, the second with one gradient of nan on the ranks that read the first rows.
+def spoiled_gradient(layout: Layout, precision: str, tp_rank: int | None = None) -> tuple[str, list[str]]:
+    """Two steps, the second with one gradient of nan on the ranks that read the first rows; of these, on all or on the
+    one of a tensor-parallel group.
 
     Returns:
         How it was told, and the names of the weights that changed all the same.
@@ -36,7 +39,7 @@ def spoiled_gradient(layout: Layout, precision: str) -> tuple[str, list[str]]:
         boosted.forward_backward(first)
         boosted.optimizer_step()
         before = cases.gathered(boosted)
-        spoil["now"] = boosted.grid.dp_rank == 0
+        spoil["now"] = boosted.grid.dp_rank == 0 and tp_rank in (None, boosted.grid.tp_rank)
         boosted.forward_backward(second)
         try:
             told = f"norm {boosted.optimizer_step().grad_norm}"
@@ -78,3 +81,53 @@ def spoiled_and_read_late(layout: Layout, folder: str, save: bool) -> tuple[list
             raised.append(str(error))
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     return raised, changed, sorted(path.name for path in Path(folder).iterdir())
+
+
+def overflowing_for_good(layouts: list[Layout]) -> list[tuple[str, int]]:
+    """Of each layout, how a run in fp16 ends whose gradients overflow at any loss scale, and its steps until then."""
+    found = []
+    for layout in layouts:
+        trainer = training_cases.start(small_run.run_config(layout, "fp16"))
+        training_cases.force_scale(trainer, 4.0)
+        batches = small_run.batches(trainer.boosted.run, trainer.boosted.grid.dp_rank, trainer.boosted.grid.dp_size)
+        message = ""
+        try:
+            for step in islice(batches, 40):
+                # Label tokens divide the loss: of so few its gradients are beyond fp16.
+                trainer.train_step(replace(step, num_label_tokens=1e-9))
+        except TrainingError as error:
+            message = str(error)
+        found.append((message, trainer.progress.step))
+    return found
+
+
+def spoiled_state(layouts: list[Layout], folder: str) -> list[tuple[str, list[str], str]]:
+    """Of each layout, with one moment of nan on one rank: what a save says, what was saved before it and after, and
+    what resuming says from a checkpoint that was written all the same."""
+    return [_spoiled_state(layout, Path(folder) / str(layout)) for layout in layouts]
+
+
+def _spoiled_state(layout: Layout, folder: Path) -> tuple[str, list[str], str]:
+    run = small_run.run_config(layout, "bf16")
+    trainer = training_cases.start(run, folder)
+    steps = small_run.batches(run, trainer.boosted.grid.dp_rank, trainer.boosted.grid.dp_size)
+    for _ in range(2):
+        trainer.train_step(next(steps))
+    trainer.save()
+    if dist.get_rank() == 1:
+        parts = [part for name, key, part in trainer.boosted.state.own_parts() if key == "exp_avg_sq" and part.numel()]
+        parts[-1].view(-1)[0] = float("nan")
+    trainer.train_step(next(steps))
+    refused = ""
+    try:
+        trainer.save()
+    except TrainingError as error:
+        refused = str(error)
+    saved = sorted(path.name for path in folder.iterdir())
+    with mock.patch.object(trainer, "health"):
+        trainer.save()
+    try:
+        training_cases.start(run, resume_from=trainer.checkpointing.writer.last_path)
+    except CheckpointError as error:
+        return refused, saved, str(error)
+    return refused, saved, ""

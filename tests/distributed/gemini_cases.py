@@ -9,9 +9,9 @@ from unittest import mock
 
 import torch
 
-from llama_dyt.boosters import gemini
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
-from llama_dyt.errors import TrainingError
+from llama_dyt.boosters.strategies.gemini import plugin as gemini
+from llama_dyt.core.errors import TrainingError
 from llama_dyt.models import empty_model
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import small_run

@@ -210,7 +210,8 @@ def _run_case(case: str, kwargs: dict[str, Any], rank: int, world_size: int, por
     """Run one case in a process group of its own, so that nothing of the one before is left in it."""
     import torch.distributed as dist
 
-    from llama_dyt.boosters.launch import ProcessEnvironment, launch, shutdown
+    from llama_dyt.core.environment import ProcessEnvironment
+    from llama_dyt.launch.process_group import launch, shutdown
 
     module, function = case.split(":")
     # The engine counts the generators that a process has made for layers, and wants all ranks to have made as many; the

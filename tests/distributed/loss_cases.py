@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from llama_dyt.boosters.boosted import sum_over_ranks
-from llama_dyt.models import CausalLmLoss, VocabularyPart, linear_cross_entropy, linear_loss
+from llama_dyt.models import CausalLmLoss, VocabularyPart, linear_cross_entropy
+from llama_dyt.models.ops import linear_loss
 from llama_dyt.models.partition import padded_vocabulary
 from tests.distributed import cases, small_run
 from tests.distributed.small_run import Layout

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from llama_dyt.data.step import Step
-from llama_dyt.training.trainer import Trainer
+from llama_dyt.data.loaders.step import Step
+from llama_dyt.training.loop import Trainer
 from tests.distributed import small_run
 from tests.distributed.small_run import Layout
 from tests.distributed.training_cases import open_batches, start, tensors_of
@@ -50,14 +50,11 @@ def save(layout: Layout, text: str, folder: str) -> Leg:
         return _follow(trainer, steps)
 
 
-def load_all(layout: Layout, text: str, paths: dict[str, str]) -> dict[str, Leg]:
-    """Go on from each of some checkpoints, in a run that would begin with other weights."""
-    legs = {}
-    for source, path in paths.items():
-        trainer = _start(layout, resume_from=Path(path), seed=small_run.SEED + 1)
-        with open_batches(trainer, text) as batches:
-            legs[source] = _follow(trainer, iter(batches))
-    return legs
+def load(layout: Layout, text: str, path: str) -> Leg:
+    """Go on from a checkpoint, in a run that would begin with other weights."""
+    trainer = _start(layout, resume_from=Path(path), seed=small_run.SEED + 1)
+    with open_batches(trainer, text) as batches:
+        return _follow(trainer, iter(batches))
 
 
 def _start(layout: Layout, folder: Path | None = None, resume_from: Path | None = None, **flags) -> Trainer:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from llama_dyt.boosters.interface import Read
-from llama_dyt.config.capabilities import capability, zero_stage
+from llama_dyt.boosters.settings import BoosterSettings
+from llama_dyt.boosters.strategy import STRATEGIES, Strategy
+from llama_dyt.boosters.training_state import Read
 from llama_dyt.config.run import RunConfig
-from llama_dyt.config.settings import BoosterSettings
-from llama_dyt.data.step import IGNORED, BatchShape, Step, make_micro_batch
+from llama_dyt.data.loaders.step import IGNORE_INDEX, BatchShape, Step, make_micro_batch
 from llama_dyt.models import InitialWeights, LlamaDytConfig, LlamaDytForCausalLM, build_config, build_model
 
 SEED = 11
@@ -52,12 +52,21 @@ class Layout:
         return self.booster.data_parallel_size(self.world_size)
 
     @property
+    def strategy(self) -> Strategy:
+        return STRATEGIES.get(self.plugin)
+
+    @property
+    def stage(self) -> int | None:
+        """Of ZeRO."""
+        return self.strategy.zero_stage(self.zero)
+
+    @property
     def cuts(self) -> int:
         """How many ranks share one copy of Adam's moments."""
-        if capability(self.plugin, "cpu").fully_sharded:
-            return self.booster.shard_ranks(self.world_size)
-        data = 1 if zero_stage(self.plugin, "cpu", self.zero) == 0 else self.dp * self.slices
-        return self.tp * self.pp * data // self.booster.extra_dp
+        data = (
+            1 if self.stage == 0 else self.strategy.shard_ranks(run_config(self, self.precisions[0]), self.world_size)
+        )
+        return self.tp * self.pp * data
 
     @property
     def slices(self) -> int:
@@ -67,9 +76,8 @@ class Layout:
     @property
     def precisions(self) -> tuple[str, ...]:
         """What the engine trains in here, fp32 first where it is among them."""
-        can = capability(self.plugin, "cpu")
-        stage = zero_stage(self.plugin, "cpu", self.zero)
-        without_float32 = can.float32_zero_stages and stage not in can.float32_zero_stages
+        can = self.strategy.capability
+        without_float32 = can.float32_zero_stages and self.stage not in can.float32_zero_stages
         return tuple(
             p for p in ("fp32", "bf16", "fp16") if p in can.precisions and not (p == "fp32" and without_float32)
         )
@@ -169,7 +177,7 @@ def global_batch(step: int) -> tuple[np.ndarray, np.ndarray]:
     labels = ids.copy()
     for row in range(GLOBAL_ROWS):
         number = row + step
-        labels[row, : LENGTH if number % GLOBAL_ROWS == 5 else (number * 7) % (LENGTH - 2)] = IGNORED
+        labels[row, : LENGTH if number % GLOBAL_ROWS == 5 else (number * 7) % (LENGTH - 2)] = IGNORE_INDEX
     return ids, labels
 
 
@@ -187,7 +195,7 @@ def letters_tokenizer():
 
 
 def num_label_tokens(labels: np.ndarray) -> int:
-    return int((labels[:, 1:] != IGNORED).sum())
+    return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
 def batches(run: RunConfig, dp_rank: int, dp_size: int, state: dict | None = None) -> Iterator[Step]:

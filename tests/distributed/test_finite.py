@@ -26,6 +26,13 @@ def test_a_gradient_of_nan_is_told_on_every_rank_and_changes_no_weight(pool, lay
         assert changed == []
 
 
+@pytest.mark.parametrize("layout", [Layout("gemini", 2, tp=2), hybrid(2, tp=2)], ids=str)
+def test_a_gradient_of_nan_on_the_last_of_a_tensor_parallel_group_is_told_on_all(pool, layout: Layout):
+    for told, changed in pool(2).run(finite_cases.spoiled_gradient, layout=layout, precision="bf16", tp_rank=1):
+        assert told in ("raised nan", "norm nan")
+        assert changed == []
+
+
 @pytest.mark.parametrize("layout", [Layout("fsdp", 2), Layout("zero2", 2), hybrid(2)], ids=str)
 def test_an_outcome_looked_at_a_step_late_is_the_same(pool, layout: Layout):
     at_once, late = (
@@ -47,3 +54,23 @@ def test_a_loss_of_nan_looked_at_late_has_changed_nothing_and_is_never_saved(
         assert "loss is nan at step 2: that step's update was left out" in message
         assert changed == []
         assert saved == []
+
+
+def test_fp16_that_overflows_at_the_smallest_loss_scale_ends_on_all_ranks(pool):
+    layouts = [Layout("zero2", 2), Layout("gemini", 2), Layout("fsdp", 2), hybrid(2), hybrid(2, pp=2)]
+    for results in pool(2).run(finite_cases.overflowing_for_good, layouts=layouts):
+        for message, num_steps in results:
+            assert "fp16 gradients overflowed in 20 steps in a row at the smallest loss scale (1)" in message
+            assert f"up to step {num_steps}: no weight moves any more" in message
+            assert "--mixed_precision bf16" in message
+            assert 20 < num_steps < 30
+
+
+def test_a_state_that_is_not_finite_is_neither_saved_nor_resumed_from(pool, tmp_path):
+    layouts = [Layout("zero2", 2), Layout("gemini", 2), Layout("fsdp", 2), hybrid(2, tp=2), hybrid(2, pp=2)]
+    for results in pool(2).run(finite_cases.spoiled_state, layouts=layouts, folder=str(tmp_path)):
+        for layout, (refused, saved, resumed) in zip(layouts, results):
+            assert "is not finite after step 3: not saved; resume from" in refused, layout
+            assert f"{layout}/step_00000002, whose weights are finite" in refused
+            assert saved == ["step_00000002"]
+            assert f"{layout}/step_00000003: " in resumed and "values that are not finite" in resumed

@@ -49,6 +49,8 @@ CASES += [
     (hybrid(4, pp=2, pp_style="zbv", sp=2), "fp32", 2),
     (hybrid(4, pp=2, pp_style="zbv", zero=1), "bf16", 2),
     (Layout("hybrid_parallel_cpu", 2, pp=2), "bf16", 2),
+    (Layout("zero1", 2, flags=(("fp32_gradients", True),)), "fp16", 2),
+    (hybrid(4, tp=2, zero=1, sp_mode="split_gather", fp32_gradients=True), "bf16", 2),
 ]
 SHARED = [
     *LAYOUTS,

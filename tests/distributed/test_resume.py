@@ -13,6 +13,8 @@ from tests.distributed.training_cases import OVERFLOW_AT, SAVE_AT, TOTAL_STEPS, 
 
 pytestmark = pytest.mark.distributed
 
+COMBINED = (hybrid(2, tp=2), hybrid(2, pp=2), hybrid(4, tp=2, zero=1), hybrid(4, pp=2, zero=1), hybrid(2))
+"""What one of the larger layouts has too; these are resumed with the matrix."""
 FP32_TOO = (Layout("zero2", 2), Layout("fsdp", 2), hybrid(4, tp=2, pp=2))
 # One rank would show nothing that two do not. fp16 has all that bf16 and fp32 have, and a loss scale.
 CASES = [
@@ -20,7 +22,7 @@ CASES = [
     for layout in LAYOUTS
     if layout.world_size > 1
     for precision in layout.precisions
-    for every_time in [precision == "fp16" or (precision == "fp32" and layout in FP32_TOO)]
+    for every_time in [(precision == "fp16" and layout not in COMBINED) or (precision == "fp32" and layout in FP32_TOO)]
 ] + [
     (hybrid(2, pp=2, pp_style="zbv"), "fp16"),
     (hybrid(4, sp=2, zero=1), "bf16"),
@@ -29,7 +31,7 @@ CASES = [
 
 
 def check_same(straight: Trace, resumed: Trace) -> None:
-    """The last ten steps of both, and everything that decides how they would go on."""
+    """The steps of both after the save, and everything that decides how they would go on."""
     for name in ("losses", "lrs", "grad_norms", "skipped", "loss_scales", "draws"):
         assert getattr(straight, name)[SAVE_AT:] == getattr(resumed, name), name
     assert straight.optimizer_steps == resumed.optimizer_steps
@@ -42,7 +44,7 @@ def check_same(straight: Trace, resumed: Trace) -> None:
 
 
 @pytest.mark.parametrize(("layout", "precision"), CASES, ids=str)
-def test_twenty_steps_equal_ten_and_resume_and_ten(pool, tmp_path, layout: Layout, precision: str):
+def test_a_run_saved_and_resumed_is_the_run_that_never_ended(pool, tmp_path, layout: Layout, precision: str):
     results = pool(layout.world_size).run(
         training_cases.resume, layout=layout, precision=precision, folder=str(tmp_path)
     )

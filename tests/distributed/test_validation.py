@@ -101,11 +101,19 @@ def test_all_ranks_stop_validating_when_one_is_asked_to(pool):
         assert ended == [False, False, True]
 
 
-def test_a_signal_during_a_validation_ends_the_run_with_a_save(pool, tmp_path):
-    results = pool(2).run(validation_cases.signalled, layout=Layout("zero2", 2), folder=str(tmp_path))
-    for ending, step, validated in results:
-        assert (ending, step, validated) == ("saved and stopped on a signal", 2, False)
+@pytest.mark.parametrize(("max_steps", "told"), [(10, "saved and stopped on a signal"), (2, "finished")])
+def test_a_signal_during_a_validation_ends_the_run_with_a_save(pool, tmp_path, max_steps, told):
+    """Behind the last step nothing is left to go on with: the run has finished."""
+    case = {"layout": Layout("zero2", 2), "folder": str(tmp_path), "max_steps": max_steps}
+    for ending, step, validated in pool(2).run(validation_cases.signalled, **case):
+        assert (ending, step, validated) == (told, 2, False)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
+    assert (tmp_path / "step_00000002" / "COMPLETE").is_file()
+
+
+def test_signals_during_a_save_end_the_run_when_it_is_complete(pool, tmp_path):
+    results = pool(2).run(validation_cases.signalled_in_a_save, layout=Layout("zero2", 2), folder=str(tmp_path))
+    assert results == [("saved and stopped on a signal", 2, 1)] * 2
     assert (tmp_path / "step_00000002" / "COMPLETE").is_file()
 
 

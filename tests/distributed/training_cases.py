@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,18 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from llama_dyt.boosters.launch import ProcessEnvironment
 from llama_dyt.config.run import RunConfig
-from llama_dyt.data.loader import TokenBatches
-from llama_dyt.data.step import Step
-from llama_dyt.errors import CheckpointError
-from llama_dyt.training import checkpoint as checkpoint_module
-from llama_dyt.training.checkpoint import CheckpointWriter
+from llama_dyt.core.environment import ProcessEnvironment
+from llama_dyt.core.errors import CheckpointError
+from llama_dyt.data.loaders.packed import TokenBatches
+from llama_dyt.data.loaders.step import BatchShape, Step
+from llama_dyt.training.checkpoint import writer as checkpoint_module
+from llama_dyt.training.checkpoint.model_files import save_model_files
+from llama_dyt.training.checkpoint.reader import Checkpoint
+from llama_dyt.training.checkpoint.writer import CheckpointWriter
+from llama_dyt.training.loop import Trainer
 from llama_dyt.training.plan import Plan
-from llama_dyt.training.restore import Checkpoint
 from llama_dyt.training.session import Session
-from llama_dyt.training.trainer import Trainer
 from tests.distributed import small_run
 from tests.distributed.small_run import Layout
 
@@ -84,7 +86,8 @@ def start(run: RunConfig, folder: Path | None = None, resume_from: Path | None =
         started = Session(plan)
         writer = None
         if folder is not None:
-            writer = CheckpointWriter(folder, started.boosted.state, started.grid, started._save_model_files)
+            files = partial(save_model_files, plan.model_config, None)
+            writer = CheckpointWriter(folder, started.boosted.state, started.grid, files)
         return started.make_trainer(TOTAL_STEPS, writer=writer)
 
 
@@ -129,22 +132,12 @@ def open_batches(trainer: Trainer, text: str | None) -> Any:
     run, grid, position = trainer.boosted.run, trainer.boosted.grid, trainer.progress.position
     if text is None:
         return nullcontext(small_run.batches(run, grid.dp_rank, grid.dp_size, position))
-    return closing(
-        TokenBatches(
-            text,
-            small_run.letters_tokenizer(),
-            run.data.max_length,
-            run.data.batch_size,
-            run.optimizer.gradient_accumulation_steps,
-            grid.dp_rank,
-            grid.dp_size,
-            state=position,
-        )
-    )
+    shape = BatchShape(run.data.batch_size, run.optimizer.gradient_accumulation_steps, grid.dp_rank, grid.dp_size)
+    return closing(TokenBatches(text, small_run.letters_tokenizer(), run.data.max_length, shape, state=position))
 
 
 def resume(layout: Layout, precision: str, folder: str, text: str | None = None) -> tuple[Trace, Trace]:
-    """20 steps, a checkpoint in their middle, and 10 steps from it in a run that began with other weights."""
+    """All steps, a checkpoint among them, and the steps after it again in a run that began with other weights."""
     run = small_run.run_config(layout, precision, lr_scheduler="cosine", warmup_steps=4)
     straight = Trace()
     trainer = start(run, Path(folder))
@@ -156,7 +149,7 @@ def resume(layout: Layout, precision: str, folder: str, text: str | None = None)
         follow(trainer, steps, straight, SAVE_AT - OVERFLOW_AT)
         trainer.save()
         follow(trainer, steps, straight, TOTAL_STEPS - SAVE_AT)
-    path = trainer.writer.last_path
+    path = trainer.checkpointing.writer.last_path
     finish(trainer, straight)
 
     resumed = Trace()
@@ -222,15 +215,15 @@ def failing_save(layout: Layout, folder: str, failing_rank: int) -> tuple[str, l
         left = sorted(path.name for path in Path(folder).iterdir())
         dist.barrier()
         trainer.save()
-    return message, left, str(trainer.writer.last_path)
+    return message, left, str(trainer.checkpointing.writer.last_path)
 
 
 def _disk_full() -> Any:
-    def save_file(tensors: Any, path: Path, metadata: Any = None) -> None:
+    def save_tensors(tensors: Any, path: Path) -> str:
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device", str(path))
 
-    return mock.patch.object(checkpoint_module, "save_file", save_file)
+    return mock.patch.object(checkpoint_module, "save_tensors", save_tensors)
 
 
 def save_into(layout: Layout, folder: str) -> str:

@@ -5,8 +5,8 @@ Its own file because `cases.py` only trains.
 
 from __future__ import annotations
 
-import os
 import signal
+import time
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,13 +17,18 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
-from llama_dyt.data.step import BatchShape, Step, make_micro_batch
-from llama_dyt.training.validation import Figures, Validation
+from llama_dyt.config.run import RunConfig
+from llama_dyt.data.loaders.step import BatchShape, Step, make_micro_batch
+from llama_dyt.training.callbacks.callback import Callbacks
+from llama_dyt.training.callbacks.validation import Figures, HeldOutBatches, Validation
+from llama_dyt.training.loop import Trainer
+from llama_dyt.training.trackers.trackers import Trackers
 from tests.distributed import small_run, training_cases
 from tests.distributed.cases import boost, gathered
 from tests.distributed.small_run import Layout
 
 NUM_STEPS = 6
+INTERVAL = 2
 FIRST_GLOBAL_BATCH = 100
 """Number of the first global batch that is validated on, far from those that are trained on."""
 NUM_BATCHES = {"short": 1, "long": 2}
@@ -55,7 +60,7 @@ def validation_numbers(name: str) -> range:
     return range(first, first + NUM_BATCHES[name])
 
 
-def validation_of(boosted: Boosted) -> Validation:
+def validation_of(boosted: Boosted) -> HeldOutBatches:
     run, grid = boosted.run, boosted.grid
     accumulation = run.optimizer.gradient_accumulation_steps
     shape = BatchShape(run.data.batch_size, accumulation, grid.dp_rank, grid.dp_size)
@@ -69,7 +74,7 @@ def validation_of(boosted: Boosted) -> Validation:
             )
             batches = [make_micro_batch(*part) for part in parts]
             sets[name].append(Step(batches, small_run.num_label_tokens(labels), ids.size, {}))
-    return Validation(interval=2, sets=sets)
+    return HeldOutBatches(sets)
 
 
 def courses(layout: Layout, precision: str, accumulation: int = 1, **flags: Any) -> tuple[Course, Course]:
@@ -85,7 +90,7 @@ def _train(layout: Layout, precision: str, accumulation: int, validates: bool, *
     validation = validation_of(boosted)
     steps = islice(small_run.batches(run, boosted.grid.dp_rank, boosted.grid.dp_size), NUM_STEPS)
     for number, step in enumerate(steps):
-        if validates and number % validation.interval == 0:
+        if validates and number % INTERVAL == 0:
             course.figures.append(validation.measure(boosted, stop_asked=lambda: False))
             course.left += _left_behind(boosted)
         course.losses += sum_over_ranks([boosted.forward_backward(step)], boosted.device)
@@ -120,32 +125,62 @@ def interrupted(layout: Layout, asked: list[int]) -> list[bool]:
     return ended
 
 
-def signalled(layout: Layout, folder: str) -> tuple[str, int, bool]:
+def signalled(layout: Layout, folder: str, max_steps: int) -> tuple[str, int, bool]:
     """How a run ends that gets SIGTERM on rank 1 in its first validation, at which step, and whether it was logged."""
-    trainer = training_cases.start(small_run.run_config(layout, "fp32"), Path(folder))
+    trainer = training_cases.start(_validating(layout), Path(folder))
     boosted = trainer.boosted
-    trainer._validation = validation_of(boosted)
-    evaluate, logged = boosted.evaluate, []
+    logged = _log_validations(trainer)
+    evaluate = boosted.evaluate
 
     def evaluate_and_signal(step: Step) -> torch.Tensor:
         if boosted.grid.dp_rank == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return evaluate(step)
 
     boosted.evaluate = evaluate_and_signal
-    trainer.tracker.log_validation = lambda *record: logged.append(record)
+    with training_cases.open_batches(trainer, None) as batches:
+        ending = trainer.fit(batches, max_steps)
+    return str(ending), trainer.progress.step, bool(logged)
+
+
+def signalled_in_a_save(layout: Layout, folder: str) -> tuple[str, int, int]:
+    """How a run ends that gets SIGTERM, twice, on rank 1 in its first save; at which step, and after how many saves."""
+    trainer = training_cases.start(small_run.run_config(layout, "fp32", save_interval=2), Path(folder))
+    writer = trainer.checkpointing.writer
+    save, saves = writer.save, []
+
+    def signal_and_save(step: int, *what: object) -> Path:
+        saves.append(step)
+        if trainer.boosted.grid.dp_rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.05)
+            signal.raise_signal(signal.SIGTERM)
+        return save(step, *what)
+
+    writer.save = signal_and_save
     with training_cases.open_batches(trainer, None) as batches:
         ending = trainer.fit(batches, max_steps=10)
-    return str(ending), trainer.progress.step, bool(logged)
+    return str(ending), trainer.progress.step, len(saves)
+
+
+def _validating(layout: Layout) -> RunConfig:
+    return small_run.run_config(layout, "fp32", validation_freq=INTERVAL)
+
+
+def _log_validations(trainer: Trainer) -> list[int]:
+    """Have a trainer validate; the steps are put into the list as they are logged."""
+    logged: list[int] = []
+    trackers = Trackers()
+    trackers.log_validation = lambda record: logged.append(record["step"])
+    validation = Validation(trainer.boosted.run, validation_of(trainer.boosted), trackers)
+    trainer.callbacks = Callbacks([*trainer.callbacks, validation])
+    return logged
 
 
 def validated_steps(layout: Layout, max_steps: int) -> list[int]:
     """The steps after which a run logs a validation."""
-    trainer = training_cases.start(small_run.run_config(layout, "fp32"))
-    trainer._validation = validation_of(trainer.boosted)
-    logged: list[int] = []
-    trainer.tracker.log_validation = lambda step, figures, seconds: logged.append(step)
-    trainer.speedometer.speed.return_value = training_cases.mock.MagicMock()
+    trainer = training_cases.start(_validating(layout))
+    logged = _log_validations(trainer)
     with training_cases.open_batches(trainer, None) as batches:
         trainer.fit(batches, max_steps)
     return logged

@@ -19,7 +19,7 @@ from dynamic_tanh_checks import (
 )
 
 from llama_dyt.norms import DynamicTanh, dynamic_tanh, dynamic_tanh_formula
-from llama_dyt.norms.dynamic_tanh_op import backend_of, forward_op, suits
+from llama_dyt.norms.kernels.operator import backend_of, forward_op, suits
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,10 +10,9 @@ from unittest import mock
 
 import torch
 
-from llama_dyt.boosters import plugins
-from llama_dyt.config.capabilities import zero_stage
+from llama_dyt.boosters.strategy import Strategy
 from llama_dyt.config.run import RunConfig
-from llama_dyt.training.trainer import Trainer
+from llama_dyt.training.loop import Trainer
 from tests.distributed import small_run, training_cases
 from tests.distributed.small_run import Layout
 
@@ -21,10 +20,10 @@ from tests.distributed.small_run import Layout
 def start(layout: Layout, precision: str, flags: dict[str, object]) -> Trainer:
     """A trainer whose ZeRO runs on one GPU too, where a run would leave it out."""
 
-    def asked_for(run: RunConfig) -> int:
-        return zero_stage(run.booster.plugin, "cuda", run.booster.zero)
+    def asked_for(strategy: Strategy, run: RunConfig, ranks: int) -> int:
+        return strategy.zero_stage(run.booster.zero) or 0
 
-    with mock.patch.object(plugins, "_zero_stage", asked_for):
+    with mock.patch.object(Strategy, "stage_of", asked_for):
         return training_cases.start(small_run.run_config(layout, precision, **flags))
 
 

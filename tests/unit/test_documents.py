@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -13,8 +14,11 @@ import pytest
 from llama_dyt.config import KINDS
 from llama_dyt.config.check import collect_problems
 from llama_dyt.config.cli import read
-from llama_dyt.config.preparation import read_preparation
+from llama_dyt.config.run import SEAMS, USERS_SEAMS
 from llama_dyt.config.yaml_file import load_mapping
+from llama_dyt.core import extensions
+from llama_dyt.data.preparing.settings import read_preparation
+from llama_dyt.training.settings import tokens_per_step
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted(REPOSITORY.glob("configs/*.yaml"))
@@ -82,10 +86,24 @@ def test_every_recipe_is_a_run_that_could_start(path):
 def test_paper_recipes_take_the_papers_tokens_a_step_in_bf16(path):
     run, _ = read("pretrain", ["--config_file", str(path)])
     gpus = 1024 if path.stem.startswith(("llama2_34b", "llama2_70b")) else 512
-    assert run.tokens_per_step(gpus) == 4_194_304
+    assert tokens_per_step(run, gpus) == 4_194_304
     assert run.booster.mixed_precision == "bf16"
 
 
+@pytest.fixture
+def nothing_stays_imported(monkeypatch):
+    """What a command line imports is gone again, as with the process that it would start."""
+    for seam in (*SEAMS, *USERS_SEAMS):
+        module, _, name = seam.partition(":")
+        registry = getattr(importlib.import_module(module), name)
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(extensions, "_loaded", {})
+    yield
+    for loaded in extensions.names():
+        del sys.modules[loaded]
+
+
+@pytest.mark.usefixtures("nothing_stays_imported")
 @pytest.mark.parametrize(("entry", "arguments"), COMMANDS)
 def test_every_documented_command_line_is_accepted(entry, arguments):
     if entry == "generate":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +35,7 @@ def run_script(path: Path, *arguments: str, **variables: str) -> subprocess.Comp
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
 
 
@@ -64,7 +67,8 @@ def test_every_benchmark_starts_small_on_one_cpu_machine(path, num_processes, en
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_benchmark_runs_on_the_hosts_in_its_folder(path, environment, tmp_path):
     folder = copy_of(path.parent, tmp_path)
-    shutil.copy(path.parent / "hosts.txt.example", folder / "hosts.txt")
+    example = (path.parent / "hosts.txt.example").read_text(encoding="utf-8")
+    (folder / "hosts.txt").write_bytes(f"# the first is the master\r\n\r\n{example}".encode())
     result = run_script(folder / path.name, "--num_steps", "7", NPROC="8", VENV=str(environment))
     assert result.returncode == 0, result.stderr
     words = result.stdout.split("== colossalai\n")[1].splitlines()
@@ -199,6 +203,68 @@ def test_setup_refuses_an_unknown_option(tmp_path):
     assert result.returncode == 1 and "unknown option '--fast'" in result.stderr
 
 
+def test_setup_puts_our_reading_of_host_files_before_colossalais_command(tmp_path):
+    venv = tmp_path / "new"
+    make_command(venv / "bin/python", 'case "$*" in *version_info*) echo 3.11.7 ;; *) echo "$1" ;; esac')
+    (venv / "pyvenv.cfg").touch()
+    built_from = (REPOSITORY / "requirements.txt").read_bytes() + b"colossalai==0.5.0\n3.11.7\n"
+    (venv / ".done-base").write_text(hashlib.sha256(built_from).hexdigest() + "\n", encoding="utf-8")
+    result = set_up(tmp_path)
+    assert result.returncode == 0, result.stderr
+    command = venv / "bin/colossalai"
+    assert subprocess.run([command, "run"], capture_output=True, text=True).stdout == f"{command}\n"
+    text = command.read_text(encoding="utf-8")
+    assert f"sys.path.append('{REPOSITORY}')" in text and "llama_dyt.launch.colossalai_run import main" in text
+
+
+# --- Slurm
+
+BATCH_SCRIPTS = sorted(REPOSITORY.glob("scripts/slurm/*.sbatch"))
+
+
+@pytest.fixture
+def slurm(tmp_path, environment):
+    """Runs a batch script with stand-ins for Slurm's programs; `srun` is what the job does in its save_dir."""
+
+    def run(path: Path, srun: str, state: str = "RUNNING") -> subprocess.CompletedProcess:
+        make_command(tmp_path / "bin/srun", f'env | grep -E "STOP_SECONDS|SHUTDOWN"; cd {tmp_path}/run && {srun}')
+        make_command(tmp_path / "bin/squeue", f"echo {state}")
+        make_command(tmp_path / "bin/scontrol", 'case "$1" in show) echo node1 ;; *) echo "== scontrol $*" ;; esac')
+        variables = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1"}
+        variables |= {"SLURM_SUBMIT_DIR": str(REPOSITORY), "SAVE_DIR": str(tmp_path / "run"), "MODEL_PATH": "model"}
+        variables["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        return run_script(path, VENV=str(environment), **variables)
+
+    (tmp_path / "run").mkdir()
+    return run
+
+
+def status_of_a_run(state: str, step: int, ends_with: int) -> str:
+    return f"""echo '{{"state": "{state}", "step": {step}}}' >status.json; exit {ends_with}"""
+
+
+@pytest.mark.parametrize("path", BATCH_SCRIPTS, ids=lambda p: p.name)
+def test_a_job_whose_run_saved_and_stopped_is_put_back_in_the_queue_once_for_every_time(path, slurm):
+    for step in (3, 6):
+        result = slurm(path, status_of_a_run("stopped", step, ends_with=1))
+        assert result.returncode == 1 and "== scontrol requeue 42" in result.stdout, result.stderr
+    result = slurm(path, "exit 2")  # what is in the folder is of the time before
+    assert result.returncode == 2 and "requeue" not in result.stdout
+    result = slurm(path, status_of_a_run("stopped", 9, ends_with=75), state="COMPLETING")  # somebody cancelled it
+    assert result.returncode == 75 and "requeue" not in result.stdout
+    result = slurm(path, status_of_a_run("finished", 12, ends_with=0))
+    assert result.returncode == 0 and "requeue" not in result.stdout
+
+
+@pytest.mark.parametrize("path", BATCH_SCRIPTS, ids=lambda p: p.name)
+def test_the_signal_comes_as_early_as_the_run_is_told(path, slurm):
+    text = path.read_text(encoding="utf-8")
+    (early,) = re.findall(r"^#SBATCH --signal=TERM@(\d+)$", text, re.MULTILINE)
+    told = slurm(path, "true").stdout.splitlines()
+    assert f"LLAMA_DYT_STOP_SECONDS={early}" in told
+    assert (f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={early}" in told) == ("srun torchrun" in text)
+
+
 # --- the GPU check
 
 
@@ -206,3 +272,20 @@ def test_gpu_check_says_that_nothing_was_checked_without_a_gpu(environment):
     make_command(environment / "bin/python", 'case "$*" in *get_device_name*) echo ;; *) echo 2.13.0 ;; esac')
     result = run_script(REPOSITORY / "scripts/gpu_check.sh", VENV=str(environment))
     assert result.returncode == 1 and "nothing was checked" in result.stderr
+
+
+def test_set_up_makes_the_package_importable_from_any_folder_without_a_network(tmp_path):
+    """By the words of pip that stand in setup.sh, into a prefix in place of the environment."""
+    script = (REPOSITORY / "scripts/setup.sh").read_text(encoding="utf-8")
+    words = re.search(r"pip_install (.* -e \.) ", script)[1].split()
+    assert "--no-index" in words
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--prefix", str(tmp_path), *words]
+    subprocess.run(install, cwd=REPOSITORY, check=True, capture_output=True, timeout=240)
+    (site,) = tmp_path.glob("lib/*/site-packages")
+    program = (
+        f"import site; site.addsitedir({str(site)!r}); import llama_dyt, llama_dyt.training.plan.answer\n"
+        "print(llama_dyt.__file__)"
+    )
+    # Isolated: neither the working directory nor PYTHONPATH can help.
+    printed = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert printed.stdout.strip() == str(REPOSITORY / "llama_dyt/__init__.py"), printed.stderr

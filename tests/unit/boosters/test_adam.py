@@ -1,10 +1,9 @@
 """The engine's Adam optimizers over torch's fused kernels: the numbers of torch.optim.AdamW, whatever the gradients."""
 
+from llama_dyt.boosters.engine.adam import fused_adam, register_adam_kernels
+
 import pytest
 import torch
-
-from llama_dyt.boosters.adam import fused_adam
-from llama_dyt.boosters.compat import apply_compat
 
 HYPERPARAMETERS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 SHAPES = [(33, 7), (130,), (1,)]
@@ -12,7 +11,7 @@ SHAPES = [(33, 7), (130,), (1,)]
 
 @pytest.fixture(autouse=True)
 def _adapted():
-    apply_compat()
+    register_adam_kernels()
 
 
 def gradients(step: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -100,7 +99,7 @@ def test_fused_adam_needs_no_compiler_and_equals_adamw():
 
 def test_many_tensors_go_in_several_launches(monkeypatch):
     whole = [param.data for param in torch_adamw(torch.bfloat16, num_steps=1)]
-    monkeypatch.setattr("llama_dyt.boosters.adam._ELEMENTS_A_LAUNCH", 100)
+    monkeypatch.setattr("llama_dyt.boosters.engine.adam._ELEMENTS_A_LAUNCH", 100)
     params = [param.data for param in parameters()]
     moments = [[torch.zeros_like(param) for param in params] for _ in range(2)]
     options = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}

@@ -1,5 +1,7 @@
 """What is done to the engine at import and at launch: enough that it runs, and nothing that anybody else can see."""
 
+from llama_dyt.boosters.engine.host import HostAccelerator, HostStream, peak_resident_bytes, reset_peak_resident_bytes
+
 import mmap
 import subprocess
 import sys
@@ -8,21 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_dyt.boosters.host import HostAccelerator, HostStream, peak_resident_bytes, reset_peak_resident_bytes
+from tests import forks
 
 ROOT = Path(__file__).parents[3]
 
 ONE_PROCESS_RUN = """
-from llama_dyt.boosters.launch import ProcessEnvironment, launch
+from llama_dyt.core.environment import ProcessEnvironment
+from llama_dyt.launch.process_group import launch
 
 launch(seed=0, environment=ProcessEnvironment())
 from llama_dyt.boosters.boosted import Boosted
-from llama_dyt.config.capabilities import PLUGINS
+from llama_dyt.boosters.strategy import STRATEGIES
 from llama_dyt.models import empty_model
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import small_run
 
-for plugin in PLUGINS:
+for plugin in STRATEGIES.names():
     run = small_run.run_config(small_run.Layout(plugin, 1), "bf16")
     model = empty_model(small_run.model_config())
     boosted = Boosted(run, model, parameter_groups(model, 0.1, decay_all=True), small_run.weights(model))
@@ -35,6 +38,7 @@ print("done")
 
 
 def run(program: str) -> subprocess.CompletedProcess:
+    """In an interpreter of its own: what it imports, and how it ends, is what the test is about."""
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
@@ -63,31 +67,59 @@ assert not {"peft", "galore_torch", "bitsandbytes"} & set(sys.modules), "stand-i
     assert finished.returncode == 0, finished.stderr
 
 
+AFTER_IMPORTING = """
+import llama_dyt.boosters.strategies.gemini.plugin, llama_dyt.boosters.engine.host
+from colossalai.accelerator import CpuAccelerator, get_accelerator
+from colossalai.kernel.kernel_loader import CPUAdamLoader
+assert not type(get_accelerator()).__module__.startswith('llama_dyt')
+assert all(e.__module__.startswith('colossalai') for e in CPUAdamLoader.REGISTRY)
+assert CpuAccelerator
+"""
+
+
 def test_importing_the_boosters_changes_nothing_of_the_engine():
-    finished = run(
-        "import llama_dyt.boosters.gemini, llama_dyt.boosters.host\n"
-        "from colossalai.accelerator import CpuAccelerator, get_accelerator\n"
-        "from colossalai.kernel.kernel_loader import CPUAdamLoader\n"
-        "assert not type(get_accelerator()).__module__.startswith('llama_dyt')\n"
-        "assert all(e.__module__.startswith('colossalai') for e in CPUAdamLoader.REGISTRY)\n"
-        "assert CpuAccelerator\n"
-    )
+    finished = forks.run(["-c", AFTER_IMPORTING])
     assert finished.returncode == 0, finished.stderr
+
+
+THE_COMPILER_CALLED = """
+import sys, torch
+import llama_dyt.boosters
+assert 'torch._inductor.compile_fx' not in sys.modules
+assert (torch.compile.__module__, torch.compile.__code__.co_filename) == ('torch', torch.__file__)
+from colossalai.shardformer.layer.attn import _rescale_out_lse
+torch.compiler.set_stance('force_eager')
+out, lse = torch.zeros(2, 4, 3), torch.zeros(2, 4, 1)
+assert _rescale_out_lse(out, torch.ones(2, 4, 3), lse, lse)[0].shape == out.shape
+"""
 
 
 def test_the_compiler_is_not_imported_with_the_engine_and_is_there_when_called():
-    finished = run(
-        "import sys, torch\n"
-        "upstream = torch.compile\n"
-        "import llama_dyt.boosters\n"
-        "assert 'torch._inductor.compile_fx' not in sys.modules\n"
-        "assert torch.compile is upstream\n"
-        "from colossalai.shardformer.layer.attn import _rescale_out_lse\n"
-        "torch.compiler.set_stance('force_eager')\n"
-        "out, lse = torch.zeros(2, 4, 3), torch.zeros(2, 4, 1)\n"
-        "assert _rescale_out_lse(out, torch.ones(2, 4, 3), lse, lse)[0].shape == out.shape\n"
-    )
+    """In a fork, which has imported all that an entry does besides."""
+    finished = forks.run(["-c", THE_COMPILER_CALLED])
     assert finished.returncode == 0, finished.stderr
+
+
+MESSAGES = """
+from llama_dyt.boosters.engine.compat import apply_compat
+apply_compat()
+import inspect
+looks = []
+upstream = inspect.stack
+inspect.stack = lambda *args: looks.append(1) or upstream(*args)
+from colossalai.logging import get_dist_logger
+logger = get_dist_logger()
+logger.debug("a word")
+logger.set_level("DEBUG")
+unheard = len(looks)
+logger.debug("a word")
+print(unheard, len(looks))
+"""
+
+
+def test_the_engine_looks_for_its_callers_only_where_somebody_listens():
+    finished = forks.run(["-c", MESSAGES])
+    assert finished.stdout.split()[-2:] == ["0", "1"], finished.stderr
 
 
 def test_the_host_accelerator_answers_what_training_asks():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llama_dyt.boosters.sequence import _Heads, attention_over_all_to_all, cut_batch
+from llama_dyt.boosters.layers.sequence_parallel import _Heads, attention_over_all_to_all, cut_batch
 
 
 def test_slices_join_to_the_whole_with_labels_shifted_across_their_edges():
@@ -31,7 +31,9 @@ def test_positions_that_were_given_are_cut_and_documents_stay_whole():
 
 
 def test_a_mask_of_a_slice_is_refused(monkeypatch):
-    monkeypatch.setattr("llama_dyt.boosters.sequence._Trade.apply", lambda tensor, *_: tensor.repeat(1, 1, 2, 1))
+    monkeypatch.setattr(
+        "llama_dyt.boosters.layers.sequence_parallel._Trade.apply", lambda tensor, *_: tensor.repeat(1, 1, 2, 1)
+    )
     module = torch.nn.Module()
     module.sequence_parallel = _Heads(group=None, config=None, copies=1)
     with pytest.raises(ValueError, match="sees sequences of 8, and was given an attention mask for 4"):

@@ -3,9 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from llama_dyt.config import RunConfig, capabilities
-from llama_dyt.config.check import collect_problems, model_size, warnings
-from llama_dyt.config.writable import why_not_writable
+from llama_dyt.boosters.strategy import STRATEGIES
+from llama_dyt.config import RunConfig
+from llama_dyt.config.check import collect_problems, warnings
+from llama_dyt.core.files import why_not_writable
+from llama_dyt.models.settings import model_size
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +19,7 @@ def problems_of(kind="pretrain", world_size=1, device="cpu", **flags):
     return collect_problems(RunConfig.build(kind, **{"config": "15m", **flags}), world_size, device)
 
 
-@pytest.mark.parametrize("plugin", capabilities.PLUGINS)
+@pytest.mark.parametrize("plugin", STRATEGIES.names())
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_plain_run_has_no_problem(plugin, precision, device):
@@ -114,6 +116,8 @@ def test_layers_need_not_divide_over_stages_and_accumulation_feeds_the_pipeline(
         ({"plugin": "gemini_auto", "offload_optim_frac": 1}, "no effect with --plugin gemini_auto"),
         ({"plugin": "gemini", "offload_param_frac": 1}, "needs --shard_param_frac 1 (it is 1) and"),
         ({"plugin": "gemini", "memory_limit": 100}, "or take gemini_auto"),
+        ({"plugin": "gemini", "fp32_gradients": True}, "sums in its working precision; take --plugin zero1 or"),
+        ({"plugin": "3d", "fp32_gradients": True}, "sums them in fp32 with --zero above 0; give --zero 1"),
     ],
 )
 def test_what_a_plugin_cannot_do_is_told(flags, expected):
@@ -148,17 +152,18 @@ def test_the_share_of_layers_that_recompute(flags, share):
 
 
 def test_hsdp_shares_a_copy_within_a_machine_unless_told():
-    booster = RunConfig.build("pretrain", plugin="hsdp").booster
-    assert booster.shard_ranks(64, 8) == 8
-    assert booster.shard_ranks(64) == 64
-    assert replace(booster, shard_size=16).shard_ranks(64, 8) == 16
-    assert replace(booster, plugin="fsdp").shard_ranks(64, 8) == 64
+    run, hsdp = RunConfig.build("pretrain", plugin="hsdp"), STRATEGIES.get("hsdp")
+    assert hsdp.shard_ranks(run, 64, 8) == 8
+    assert hsdp.shard_ranks(run, 64) == 64
+    assert hsdp.shard_ranks(run.replace(shard_size=16), 64, 8) == 16
+    assert STRATEGIES.get("fsdp").shard_ranks(run, 64, 8) == 64
 
 
 def test_messages_follow_the_table(monkeypatch):
     """A capability that is taken away is refused without a line of code changed."""
-    poor = replace(capabilities.CAPABILITIES["zero2"]["cpu"], precisions=("bf16",), accumulation=False, clipping=False)
-    monkeypatch.setitem(capabilities.CAPABILITIES, "zero2", {"cpu": poor})
+    zero2 = STRATEGIES.get("zero2")
+    poor = replace(zero2.capability, precisions=("bf16",), accumulation=False, clipping=False)
+    monkeypatch.setattr(zero2, "capability", poor)
     problems = problems_of(plugin="zero2", mixed_precision="fp16", gradient_accumulation_steps=2)
     assert [problem.split()[0] for problem in problems] == [
         "--mixed_precision",
@@ -166,8 +171,6 @@ def test_messages_follow_the_table(monkeypatch):
         "--gradient_clipping",
     ]
     assert "bf16 only on cpu" in problems[0] and "zero2_cpu" in problems[1]
-    (problem,) = problems_of(plugin="zero2", device="cuda")
-    assert "--plugin zero2 does not run on 'cuda'" in problem
 
 
 def test_what_is_not_known_is_not_judged():
@@ -272,6 +275,10 @@ def test_an_unknown_size_is_told_together_with_values_out_of_range():
         (
             {"validation_freq": 5, "validation_dataset": "held.jsonl", "validation_fraction": 0.1},
             "--validation_dataset held.jsonl and --validation_fraction 0.1: give one of the two",
+        ),
+        (
+            {"score_held_out": True, "dataset": "t.jsonl"},
+            "--score_held_out is for --dataset sample, and this is t.jsonl: leave it out",
         ),
     ],
 )

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import llama_dyt
+from llama_dyt.boosters.strategy import STRATEGIES
 from llama_dyt.config import KINDS, RunConfig
-from llama_dyt.config.capabilities import PLUGINS
 from llama_dyt.config.cli import build_parser, parse, read
 from llama_dyt.config.run import all_options
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_short_forms_of_benchmark_mean_what_they_mean_there():
 
 def test_benchmarks_documented_values_are_accepted_for_every_plugin():
     fractions = shlex.split("--shard_param_frac 1 --offload_optim_frac 0 --offload_param_frac 0 --tp 1 --pp 1 --mbs 1")
-    for plugin in PLUGINS:
+    for plugin in STRATEGIES.names():
         parse("benchmark", ["-p", plugin, *fractions], world_size=1, device="cpu")
     run = parse("benchmark", ["-p", "gemini_auto", "-m", "40000"], world_size=1, device="cpu")
     assert run.booster.memory_limit == 40000
@@ -139,6 +139,7 @@ def test_absent_config_file_is_a_problem():
         (["-z"], "unknown flag '-z'"),
         (["--num_steps", "3"], "--num_steps is a flag of benchmark.py, not of pretrain.py"),
         (["-p", "zero3"], "--plugin: unknown plugin 'zero3': did you mean 'zero1'?"),
+        (["-p", "mine"], "one of your own is brought in by --import its.module"),
         (["-c", "8bb"], "--config: unknown model size '8bb': did you mean '8b'?"),
         (["-x", "fp8"], "--mixed_precision: unknown mixed_precision 'fp8' (known: fp16, bf16, fp32)"),
         (["--norm", "dty"], "did you mean 'dyt'?"),
@@ -177,7 +178,7 @@ def test_layout_and_device_problems_come_with_the_rest():
 
 def test_read_keeps_what_could_be_read():
     run, problems = read("pretrain", ["--lr", "x", "-b", "7"])
-    assert (run.data.batch_size, run.optimizer.lr) == (7, RunConfig().optimizer.lr)
+    assert (run.data.batch_size, run.optimizer.lr) == (7, RunConfig.build().optimizer.lr)
     assert len(problems) == 1
 
 

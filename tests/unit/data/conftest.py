@@ -2,7 +2,7 @@
 
 import pytest
 
-from llama_dyt.data.tokenizer import train_sentencepiece
+from llama_dyt.data.tokenizing.tokenizer import train_sentencepiece
 
 TEXT = (
     "def area(width, height):\n    return width * height\n\n\nThe quick brown fox jumps over the lazy dog.\n"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_dyt.data.formats.sources import TokenArray
+
 
 def write_jsonl(path: Path, texts, **meta) -> Path:
     """Writes documents in RedPajama's form, packed as the suffix says."""
@@ -32,7 +34,7 @@ def write_parquet(path: Path, texts, row_group_size=3, column="text") -> Path:
     return path
 
 
-class Tokens:
+class Tokens(TokenArray):
     """A TokenArray in memory, of documents given as lists of tokens."""
 
     def __init__(self, documents, tokenizer=None, vocab_size=None):

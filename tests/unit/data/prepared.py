@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_dyt.data.manifest import Manifest, write_manifest
-from llama_dyt.data.shard_writer import ShardWriter, dtype_of
+from llama_dyt.data.formats.manifest import Manifest, write_manifest
+from llama_dyt.data.formats.shard_writer import ShardWriter, dtype_of
 
 
 def write_shards(folder: Path, shards, *, vocab_size=1000, rank=0, world_size=1, first=0, **changes) -> Manifest:

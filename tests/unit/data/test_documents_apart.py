@@ -3,10 +3,11 @@
 import pytest
 import torch
 from corpora import write_jsonl
+from loading import token_batches
 
-from llama_dyt.data.documents import DocumentsApart, number_documents, positions_in_documents
-from llama_dyt.data.loader import TokenBatches
-from llama_dyt.data.step import IGNORED, Step
+from llama_dyt.core.errors import DataError
+from llama_dyt.data.loaders.documents_apart import DocumentsApart, number_documents, positions_in_documents
+from llama_dyt.data.loaders.step import IGNORE_INDEX, Step
 
 EOS = 2
 
@@ -38,7 +39,7 @@ def steps_of(step, sums=None, **flags):
 
     def add_up(count):
         asked.append(count)
-        return count if sums is None else sums
+        return lambda: count if sums is None else sums
 
     apart = DocumentsApart(iter([step]), EOS, flags.get("positions", False), flags.get("attention", False), add_up)
     return next(apart), asked
@@ -48,15 +49,15 @@ def steps_of(step, sums=None, **flags):
 def packed():
     ids = torch.tensor([[5, 6, EOS, 7, EOS, 8, 9], [5, 6, EOS, EOS, EOS, EOS, EOS]])
     labels = ids.clone()
-    labels[1, 3:] = IGNORED  # padding
+    labels[1, 3:] = IGNORE_INDEX  # padding
     return Step([{"input_ids": ids[:1], "labels": labels[:1]}, {"input_ids": ids[1:], "labels": labels[1:]}], 8, 10, {})
 
 
 def test_attention_within_documents_takes_the_labels_of_their_first_tokens(packed):
     step, asked = steps_of(packed, attention=True)
     assert [batch["labels"].tolist() for batch in step.micro_batches] == [
-        [[5, 6, EOS, IGNORED, EOS, IGNORED, 9]],
-        [[5, 6, EOS, *[IGNORED] * 4]],
+        [[5, 6, EOS, IGNORE_INDEX, EOS, IGNORE_INDEX, 9]],
+        [[5, 6, EOS, *[IGNORE_INDEX] * 4]],
     ]
     assert [batch["document_ids"].tolist() for batch in step.micro_batches] == [
         [[0, 0, 0, 1, 1, 2, 2]],
@@ -94,20 +95,56 @@ def test_ranks_of_any_number_count_the_targets_of_the_global_batch(tmp_path, tok
 
     def counts(rank, size):
         asked = []
-        batches = TokenBatches(file, tokenizer, 16, 6 // size, dp_rank=rank, dp_size=size)
-        with DocumentsApart(batches, tokenizer.eos_token_id, True, True, lambda n: asked.append(n) or n) as apart:
+        batches = token_batches(file, tokenizer, 16, 6 // size, dp_rank=rank, dp_size=size)
+        with DocumentsApart(
+            batches, tokenizer.eos_token_id, True, True, lambda n: asked.append(n) or (lambda: n)
+        ) as apart:
             list(apart)
         return asked
 
     alone = counts(0, 1)
     for size in (2, 3):
         assert [sum(own) for own in zip(*(counts(rank, size) for rank in range(size)))] == alone
-    packed_targets = [step.num_label_tokens for step in TokenBatches(file, tokenizer, 16, 6)]
+    packed_targets = [step.num_label_tokens for step in token_batches(file, tokenizer, 16, 6)]
     assert len(alone) == len(packed_targets) and sum(alone) < sum(packed_targets)
 
 
 def test_closing_ends_the_loader(tmp_path, tokenizer):
-    batches = TokenBatches(str(write_jsonl(tmp_path / "a.jsonl", ["text"] * 50)), tokenizer, 8, 1)
+    batches = token_batches(str(write_jsonl(tmp_path / "a.jsonl", ["text"] * 50)), tokenizer, 8, 1)
     with DocumentsApart(batches, EOS, True, False, sum):
         pass
     assert next(batches, None) is None
+
+
+def test_the_sum_of_a_step_is_begun_before_the_step_before_it_is_handed_out(packed):
+    events = []
+
+    def start(count):
+        number = len([event for event in events if event.startswith("begun")])
+        events.append(f"begun {number}")
+        return lambda: events.append(f"waited for {number}") or count
+
+    for _ in DocumentsApart(iter([packed] * 3), EOS, False, True, start):
+        events.append("trained")
+    assert events == [
+        "begun 0",
+        "waited for 0",
+        "begun 1",
+        "trained",
+        "waited for 1",
+        "begun 2",
+        "trained",
+        "waited for 2",
+        "trained",
+    ]
+
+
+def test_what_is_wrong_in_the_data_comes_after_the_steps_before_it(packed):
+    def steps():
+        yield packed
+        raise DataError("line 7")
+
+    apart = DocumentsApart(steps(), EOS, True, True, lambda count: lambda: count)
+    assert next(apart).num_label_tokens == 6
+    with pytest.raises(DataError, match="line 7"):
+        next(apart)

@@ -5,14 +5,13 @@ import time
 
 import pytest
 from corpora import write_jsonl, write_parquet
+from loading import open_text, token_batches
 
-from llama_dyt.data import hub
-from llama_dyt.data.hub import HubSource, needs_conversion, plan
-from llama_dyt.data.loader import TokenBatches
+from llama_dyt.core.errors import DataError
+from llama_dyt.data.formats import hub
+from llama_dyt.data.formats.hub import HubSource, needs_conversion, plan
 from llama_dyt.data.opening import check_data
-from llama_dyt.data.sources import open_source
-from llama_dyt.data.tokenizer import load_tokenizer
-from llama_dyt.errors import DataError
+from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
 
 TEXTS = [f"document {i} " + "word " * (i % 9) for i in range(700)]
 
@@ -44,10 +43,10 @@ def test_streamed_records_and_every_position(folder):
 
 
 def test_streamed_dataset_trains_and_resumes_exactly(folder, tokenizer):
-    steps = list(TokenBatches(HubSource(folder), tokenizer, 32, 4, num_epochs=2))
+    steps = list(token_batches(HubSource(folder), tokenizer, 32, 4, num_epochs=2))
     half = len(steps) // 2
     state = json.loads(json.dumps(steps[half].position))
-    rest = list(TokenBatches(HubSource(folder), tokenizer, 32, 4, num_epochs=2, state=state))
+    rest = list(token_batches(HubSource(folder), tokenizer, 32, 4, num_epochs=2, state=state))
     assert [step.position["tokens"] for step in rest] == [step.position["tokens"] for step in steps[half + 1 :]]
     for step, again in zip(steps[half + 1 :], rest, strict=True):
         assert step.micro_batches[0]["input_ids"].equal(again.micro_batches[0]["input_ids"])
@@ -116,7 +115,7 @@ def test_hub_out_of_reach_is_said_at_once(monkeypatch):
     assert "-d sample" in problem
     assert "\n" not in problem
     with pytest.raises(DataError, match="cannot be reached"):
-        list(open_source("some/set").iterate())
+        list(open_text("some/set").iterate())
     with pytest.raises(DataError, match="^tokenizer 'some/model' .* cannot be reached .*--tokenizer"):
         load_tokenizer("some/model")
 

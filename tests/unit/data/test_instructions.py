@@ -2,19 +2,27 @@
 
 import copy
 import json
+import tempfile
+import time
+import tracemalloc
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loading import PAIR, instruction_batches, open_text
 
-from llama_dyt.data.instructions import InstructionBatches
-from llama_dyt.data.tokenizer import encode_batch
-from llama_dyt.errors import DataError
+from llama_dyt.core.errors import DataError
+from llama_dyt.data.formats.sources import TextSource
+from llama_dyt.data.loaders.example_store import Example, ExampleStore
+from llama_dyt.data.loaders.instructions import Examples, _Maker
+from llama_dyt.data.loaders.step import BatchShape
+from llama_dyt.data.opening import open_data
+from llama_dyt.data.tokenizing.encode import encode_batch
 
 
-class Pairs:
-    is_local = True
-    bad_lines = 0
+class Pairs(TextSource):
+    fields = PAIR.fields
 
     def __init__(self, pairs):
         self.pairs = pairs
@@ -27,7 +35,7 @@ class Pairs:
 
 def loader_of_each_rank(pairs, tokenizer, max_length, batch_size, accumulation, dp_size, num_epochs=1, **arguments):
     return [
-        InstructionBatches(
+        instruction_batches(
             Pairs(pairs), tokenizer, max_length, batch_size, accumulation, rank, dp_size, num_epochs, **arguments
         )
         for rank in range(dp_size)
@@ -110,14 +118,14 @@ def test_order_depends_on_seed_and_epoch(tokenizer):
     pairs = [(f"question {i}", f"answer {i}") for i in range(20)]
 
     def order(seed):
-        return rows_in_order([list(InstructionBatches(Pairs(pairs), tokenizer, 64, 5, num_epochs=2, seed=seed))])
+        return rows_in_order([list(instruction_batches(Pairs(pairs), tokenizer, 64, 5, num_epochs=2, seed=seed))])
 
     assert order(1) == order(1) != order(2)
     assert order(1)[:20] != order(1)[20:]
 
 
 def test_truncated_example_learns_no_eos_and_is_counted(tokenizer):
-    loader = InstructionBatches(Pairs([("p", "word " * 50), ("p" * 99, "lost")]), tokenizer, 16, 1)
+    loader = instruction_batches(Pairs([("p", "word " * 50), ("p" * 99, "lost")]), tokenizer, 16, 1)
     assert (loader.examples.num_truncated, loader.examples.num_dropped) == (1, 1)
     (step,) = loader
     assert tokenizer.eos_token_id not in step.micro_batches[0]["labels"]
@@ -127,14 +135,14 @@ def test_truncated_example_learns_no_eos_and_is_counted(tokenizer):
 def test_first_token_of_a_sequence_is_no_target_even_where_it_is_a_completion(tokenizer):
     plain = copy.deepcopy(tokenizer)
     plain.bos_token = None
-    (step,) = InstructionBatches(Pairs([("", "abc"), ("q", "abc")]), plain, 32, 2)
+    (step,) = instruction_batches(Pairs([("", "abc"), ("q", "abc")]), plain, 32, 2)
     labels = step.micro_batches[0]["labels"]
     assert int((labels[:, 1:] != -100).sum()) == step.num_label_tokens
 
 
 def test_padding_to_max_length_gives_one_shape(tokenizer):
     pairs = [("q", "a" * n) for n in range(1, 8)]
-    for step in InstructionBatches(Pairs(pairs), tokenizer, 20, 2, pad_to_max_length=True):
+    for step in instruction_batches(Pairs(pairs), tokenizer, 20, 2, pad_to_max_length=True):
         assert [tuple(batch["input_ids"].shape) for batch in step.micro_batches] == [(2, 20)]
 
 
@@ -142,15 +150,80 @@ def test_files_are_read_and_bad_lines_named_or_counted(tmp_path, tokenizer):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q"}\n')
     with pytest.raises(DataError, match="line 2: has no field 'completion'.*--skip_bad_lines"):
-        InstructionBatches(str(path), tokenizer, 16, 1)
-    loader = InstructionBatches(str(path), tokenizer, 16, 1, skip_bad_lines=True)
+        instruction_batches(open_data(path, PAIR), tokenizer, 16, 1)
+    loader = instruction_batches(open_text(path, True, PAIR.fields), tokenizer, 16, 1)
     assert [step.num_bad_lines for step in loader] == [1]
 
 
 def test_changed_seed_or_dataset_is_refused_on_resume(tokenizer):
     pairs = [("q", "a")] * 5
-    state = next(InstructionBatches(Pairs(pairs), tokenizer, 16, 1)).position
+    state = next(instruction_batches(Pairs(pairs), tokenizer, 16, 1)).position
     with pytest.raises(DataError, match="another seed"):
-        InstructionBatches(Pairs(pairs), tokenizer, 16, 1, state=state, seed=1)
+        instruction_batches(Pairs(pairs), tokenizer, 16, 1, state=state, seed=1)
     with pytest.raises(DataError, match="another dataset"):
-        InstructionBatches(Pairs(pairs[1:]), tokenizer, 16, 1, state=state)
+        instruction_batches(Pairs(pairs[1:]), tokenizer, 16, 1, state=state)
+
+
+def test_a_position_of_the_former_order_goes_on_in_it(tokenizer):
+    pairs = [(f"question {i}", f"answer {i}") for i in range(23)]
+    old = {**next(instruction_batches(Pairs(pairs), tokenizer, 64, 5)).position, "examples": 5, "epoch": 0}
+    del old["order"]  # positions had none when numpy shuffled
+    resumed = instruction_batches(Pairs(pairs), tokenizer, 64, 5, num_epochs=2, state=old)
+    steps = list(resumed)
+    orders = [np.random.RandomState([42, epoch]).permutation(23) for epoch in range(2)]
+    expected = [expected_row(tokenizer, *pairs[number], 64) for number in np.concatenate(orders)[5:]]
+    assert rows_in_order([steps]) == expected
+    again = instruction_batches(Pairs(pairs), tokenizer, 64, 5, num_epochs=2, state=steps[2].position)
+    assert rows_in_order([list(again)]) == expected[15:]
+    new = rows_in_order([list(instruction_batches(Pairs(pairs), tokenizer, 64, 5))])
+    assert new != [expected_row(tokenizer, *pairs[number], 64) for number in orders[0]]
+
+
+class Million:
+    """As many examples as make a permutation of them costly, without their tokens."""
+
+    def __init__(self):
+        self.kept = ExampleStore()
+        for number in range(64):
+            self.kept.append(Example(np.full(10, number), 3))
+        self.kept.finish()
+
+    def __len__(self):
+        return 1_000_000
+
+    def __getitem__(self, number):
+        return self.kept[number % 64]
+
+    def sizes(self, numbers):
+        return self.kept.sizes(numbers % 64)
+
+
+def test_a_step_of_a_million_examples_does_not_order_all_of_them():
+    examples = Examples(Million(), 0, 0, 0)
+    maker = _Maker(examples, BatchShape(4), 16, None, 0, {"seed": 1})
+    start = time.perf_counter()
+    steps = maker.steps(1, {"order": "permutation", "examples": 0, "tokens": 0})
+    for _ in range(200):
+        next(steps)
+    assert time.perf_counter() - start < 20  # ordering all of them takes half a second a step
+
+
+def test_examples_do_not_stay_in_memory_and_leave_no_file_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tracemalloc.start()
+    store = ExampleStore()
+    for number in range(2000):
+        store.append(Example(np.full(1000, number, np.int32), 3))
+    store.finish()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 2000 * 1000 * 4 / 10
+    assert list(tmp_path.iterdir()) == []
+    assert [store[number].tokens.tolist() for number in (0, 1999)] == [[0] * 1000, [1999] * 1000]
+    assert store.sizes(np.array([3, 5])) == (2000, 1994)
+
+
+def test_no_room_for_the_examples_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(DataError, match="absent: the tokenized examples cannot be kept there .*set TMPDIR"):
+        ExampleStore()

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from llama_dyt.data import long_text
-from llama_dyt.data.long_text import LONG_CHARACTERS, cut_text, encode_in_pieces
-from llama_dyt.data.tokenizer import encode_batch
+from llama_dyt.data.tokenizing import long_text
+from llama_dyt.data.tokenizing.encode import encode_batch
+from llama_dyt.data.tokenizing.long_text import LONG_CHARACTERS, cut_text, encode_in_pieces
 
 TEXT = "".join(
     f"def area_{i}(width, height):\n    # {i * 7919} ünï 漢字\n\n\treturn width  *  height\n\n\nIt is {i} pieces.\n"

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from llama_dyt.config.cli import read
-from llama_dyt.data.mixture import Schedule
-from llama_dyt.data.mixture_file import is_mixture, read_mixture
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.data.order.mixture import MixtureSchedule
+from llama_dyt.data.order.mixture_file import is_mixture, read_mixture
+from llama_dyt.training.settings import tokens_per_step
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RECIPES = sorted((REPOSITORY / "configs" / "mixtures").glob("*.yaml"))
@@ -19,7 +20,7 @@ def test_every_mixture_that_is_shipped_can_be_read(path):
     mixture = read_mixture(path)
     for source in mixture.sources:
         assert Path(source.path).is_absolute() and "/data/" in source.path
-    Schedule([source.weight for source in mixture.sources]).next()
+    MixtureSchedule([source.weight for source in mixture.sources]).next()
 
 
 def shares(name):
@@ -41,7 +42,7 @@ def test_shipped_mixtures_have_the_published_shares():
 def test_the_llemma_recipe_takes_its_batch_and_does_not_decay_norms():
     run, problems = read("pretrain", ["--config_file", str(REPOSITORY / "configs" / "llemma_7b.yaml")])
     assert problems == []
-    assert run.tokens_per_step(64) == 4_194_304
+    assert tokens_per_step(run, 64) == 4_194_304
     assert run.optimizer.decay_all_parameters is False
     assert read_mixture(REPOSITORY / run.data.dataset).is_endless
 

@@ -2,16 +2,16 @@
 
 import pytest
 from corpora import write_jsonl
+from loading import counted, loader_options, token_batches
 from prepared import write_megatron
 
-from llama_dyt.config.preparation import PrepareSettings
-from llama_dyt.config.validation import ValidationSettings
-from llama_dyt.data.loader import Order, TokenBatches, count_steps
-from llama_dyt.data.opening import check_data, is_countable, open_feeds, tokenizer_beside
-from llama_dyt.data.prepare import prepare
-from llama_dyt.data.tokenizer import encode_batch
-from llama_dyt.data.validation import ValidationSet, choose_sets
-from llama_dyt.errors import ConfigurationError, DataError
+from llama_dyt.core.errors import ConfigurationError, DataError
+from llama_dyt.data.opening import Order, check_data, is_countable, open_sources, tokenizer_beside
+from llama_dyt.data.preparing.prepare import prepare
+from llama_dyt.data.preparing.settings import PrepareSettings
+from llama_dyt.data.settings import ValidationSettings
+from llama_dyt.data.tokenizing.encode import encode_batch
+from llama_dyt.data.validation_sets import ValidationSet, choose_sets
 
 TEXTS = [f"def area_{number}(width):\n    return {number} * width" * (1 + number % 4) for number in range(60)]
 FRACTION = 0.3
@@ -44,7 +44,7 @@ def folders(tokenizer, tmp_path_factory):
 
 
 def rows_of(dataset, tokenizer, **options):
-    with TokenBatches(dataset, tokenizer, 32, 2, **options) as batches:
+    with token_batches(dataset, tokenizer, 32, 2, **options) as batches:
         return [batch["input_ids"].tolist() for step in batches for batch in step.micro_batches]
 
 
@@ -52,7 +52,7 @@ def rows_of(dataset, tokenizer, **options):
 def test_prepared_data_give_the_tokens_of_the_text(folders, tokenizer, kind):
     text, prepared = (rows_of(str(folders / name), tokenizer, num_epochs=2) for name in ("text", kind))
     assert prepared == text
-    counts = [count_steps(str(folders / name), tokenizer, 32, 2, num_epochs=2) for name in ("text", kind)]
+    counts = [counted(str(folders / name), tokenizer, 32, 2, num_epochs=2) for name in ("text", kind)]
     assert counts[0] == counts[1]
     assert is_countable(str(folders / kind)) and check_data(str(folders / kind)) == []
 
@@ -87,19 +87,22 @@ def test_nothing_to_validate_on_is_an_error(folders):
     for name in ("text", "shards"):
         with pytest.raises(ConfigurationError, match="--validation_freq 5: nothing to validate on; give"):
             choose_sets(str(folders / name), ValidationSettings(validation_freq=5))
+    for name in ("shards", "arrow", "megatron"):  # of tokens no share can be held out any more
+        with pytest.raises(ConfigurationError, match="--validation_freq 5: nothing to validate on; give"):
+            choose_sets(str(folders / name), ValidationSettings(validation_freq=5, validation_fraction=0.1))
 
 
 def test_a_share_of_prepared_data_cannot_be_held_out_any_more(folders, tokenizer):
     with pytest.raises(ConfigurationError, match="--validation_fraction 0.1 .* give it to prepare_data.py"):
-        open_feeds(str(folders / "shards"), tokenizer, held_out_fraction=0.1)
-    open_feeds(str(folders / "mixture.yaml"), tokenizer, held_out_fraction=0.1)
+        open_sources(str(folders / "shards"), tokenizer, loader_options(held_out_fraction=0.1))
+    open_sources(str(folders / "mixture.yaml"), tokenizer, loader_options(held_out_fraction=0.1))
 
 
 def test_documents_that_do_not_end_are_warned_about(folders, tokenizer):
     warnings = {}
     for name in ("megatron", "no_eos", "shards", "text"):
-        (feed,) = open_feeds(str(folders / name), tokenizer)
-        warnings[name] = feed.warning(tokenizer)
+        (source,) = open_sources(str(folders / name), tokenizer, loader_options())
+        warnings[name] = source.data.warning(tokenizer.eos_token_id)
     assert "do not end with EOS" in warnings.pop("no_eos")
     assert set(warnings.values()) == {None}
 
@@ -107,7 +110,7 @@ def test_documents_that_do_not_end_are_warned_about(folders, tokenizer):
 def test_streams_are_not_shuffled_by_sequences(folders, tokenizer):
     for name in ("text", "arrow"):
         with pytest.raises(ConfigurationError, match="is read as a stream, whose sequences cannot be shuffled"):
-            open_feeds(str(folders / name), tokenizer, shuffle="sequences")
+            open_sources(str(folders / name), tokenizer, loader_options(order=Order(0, "sequences")))
     shuffled = rows_of(str(folders / "arrow"), tokenizer, order=Order(1, "documents"))
     assert shuffled == rows_of(str(folders / "text"), tokenizer, order=Order(1, "documents"))
     assert shuffled != rows_of(str(folders / "text"), tokenizer)
@@ -119,4 +122,21 @@ def test_a_folder_that_is_not_whole_is_told_before_a_run(folders, tmp_path):
     (problem,) = check_data(str(tmp_path))
     assert "prepared in part" in problem
     with pytest.raises(DataError, match="prepared in part"):
-        open_feeds(str(tmp_path), None)
+        open_sources(str(tmp_path), None, loader_options())
+
+
+def test_problems_say_which_flag_and_value_they_are_about(folders, tmp_path):
+    """Once each, whether the error names the dataset itself, a file in it, or neither."""
+    (tmp_path / "a.jsonl").write_text('{"text": 3}\n')
+    (tmp_path / "mixture.yaml").write_text("sources: {one: {path: a.jsonl}}")
+    wrong = f"{tmp_path}/a.jsonl, line 1: field 'text' is int, not a string"
+    for dataset, begins in (
+        (f"{tmp_path}/a.jsonl", wrong),
+        (f"{tmp_path}", wrong),
+        (f"{tmp_path}/*.jsonl", f"{tmp_path}/*.jsonl: {wrong}"),
+        (f"{tmp_path}/mixture.yaml", f"{tmp_path}/mixture.yaml: sources: one: {wrong}"),
+        (f"{folders}/nothing.jsonl", f"{folders}/nothing.jsonl: no such file or folder"),
+    ):
+        (problem,) = check_data(dataset, flag="validation_dataset")
+        assert (problem.flag, problem.value, problem.local) == ("validation_dataset", dataset, True)
+        assert problem.startswith(f"--validation_dataset {begins}")

@@ -13,14 +13,15 @@ import pytest
 from corpora import Tokens
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loading import counted, open_text, token_batches
 
-from llama_dyt.data import files, loader, sequences
-from llama_dyt.data.encoding import start_workers
-from llama_dyt.data.loader import Order, TokenBatches, count_steps
-from llama_dyt.data.opening import Feed
-from llama_dyt.data.permutation import Permutation
-from llama_dyt.data.sources import open_source
-from llama_dyt.data.tokenizer import encode_batch
+from llama_dyt.data.formats import lines
+from llama_dyt.data.loaders import packed as loader
+from llama_dyt.data.loaders.tokenized_walk import start_workers
+from llama_dyt.data.opening import Order, WeightedSource
+from llama_dyt.data.order import packed_sequences as sequences
+from llama_dyt.data.order.permutation import Permutation
+from llama_dyt.data.tokenizing.encode import encode_batch
 
 SEED, BUFFER = 11, 3
 
@@ -113,11 +114,11 @@ class Layout:
     num_workers: int
 
 
-def rows_of(feeds, tokenizer, length, layout, num_steps, state=None):
+def rows_of(sources, tokenizer, length, layout, num_steps, state=None):
     """([rows of a step], positions) of all ranks together; rows are tuples of the tokens that are not padding."""
     loaders = [
-        TokenBatches(
-            feeds,
+        token_batches(
+            sources,
             tokenizer,
             length,
             layout.batch_size,
@@ -168,7 +169,7 @@ def shared_workers(tokenizer):
         pools = [stack.enter_context(start_workers(tokenizer, count)) for count in range(4)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loader, "start_workers", lambda t, count, held_out: contextlib.nullcontext(pools[count]))
-            patch.setattr(files, "_BLOCK_BYTES", 50)  # small enough for these corpora to be of many blocks
+            patch.setattr(lines, "_BLOCK_BYTES", 50)  # small enough for these corpora to be of many blocks
             patch.setattr(sequences, "_BLOCK", 4)
             yield
 
@@ -180,7 +181,7 @@ weights = st.fractions(Fraction(1, 20), 20, max_denominator=30)
 
 @st.composite
 def corpora(draw, tokenizer):
-    """[(Corpus, what to build a feed from)] of one to four sources."""
+    """[(Corpus, what to build a source from)] of one to four sources."""
     made = []
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(["array", "text"]))
@@ -199,8 +200,8 @@ def corpora(draw, tokenizer):
 layouts = st.builds(Layout, st.integers(1, 3), st.integers(1, 2), st.integers(1, 8), st.integers(0, 3))
 
 
-def build_feeds(made, folder):
-    feeds = []
+def build_sources(made, folder):
+    sources = []
     for number, (corpus, raw) in enumerate(made):
         if corpus.kind == "array":
             data = Tokens(raw)
@@ -213,10 +214,10 @@ def build_feeds(made, folder):
             (place / "a.jsonl").write_bytes(b"\n".join(lines[:half]) + b"\n")
             packed_lines = b"".join(gzip.compress(line, mtime=0) for line in lines[half:])
             (place / "b.jsonl.gz").write_bytes(packed_lines)
-            data = open_source(str(place), skip_bad_lines=True)
-        feed_name = "" if len(made) == 1 else f"s{number}"
-        feeds.append(Feed(feed_name, data, corpus.weight, corpus.epochs, corpus.shuffle))
-    return feeds
+            data = open_text(str(place), skip_bad_lines=True)
+        source_name = "" if len(made) == 1 else f"s{number}"
+        sources.append(WeightedSource(source_name, data, corpus.weight, corpus.epochs, corpus.shuffle))
+    return sources
 
 
 @settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -225,44 +226,43 @@ def test_the_order_is_the_definitions_whoever_reads_it_and_wherever_it_is_resume
     tokenizer, shared_workers, tmp_path, data, first, second, length
 ):
     made = data.draw(corpora(tokenizer))
-    feeds = build_feeds(made, tmp_path)
+    sources = build_sources(made, tmp_path)
     endless = any(corpus.epochs is None for corpus, _ in made)
     num_steps = data.draw(st.integers(1, 6)) if endless else 10_000
     enough = 6 * 48 * 2 if endless else 10_000
     expected = dealt_out([corpus for corpus, _ in made], length, enough)
     rows = [row for _, row in expected]
 
-    steps, positions = rows_of(feeds, tokenizer, length, first, num_steps)
+    steps, positions = rows_of(sources, tokenizer, length, first, num_steps)
     seen = joined(steps)
     assert seen == (rows[: len(seen)] if endless else rows)
     if not endless:
         assert (
-            len(steps)
-            == count_steps(feeds, tokenizer, length, first.batch_size, first.accumulation, first.dp_size).steps
+            len(steps) == counted(sources, tokenizer, length, first.batch_size, first.accumulation, first.dp_size).steps
         )
     assert len(seen) == (len(steps) * first.batch_size * first.accumulation * first.dp_size if endless else len(rows))
     for step, position in enumerate(positions):
-        counted = expected[: position["sequences"]]
+        dealt = expected[: position["sequences"]]
         assert position["sequences"] == len(joined(steps[: step + 1]))
-        for number, feed in enumerate(feeds):
-            own = [row for source, row in counted if source == number]
-            state = position["sources"][feed.name]
+        for number, source in enumerate(sources):
+            own = [row for source, row in dealt if source == number]
+            state = position["sources"][source.name]
             assert (state["sequences"], state["tokens"]) == (len(own), sum(map(len, own)))
 
     if not steps:
         return
     stop = data.draw(st.integers(1, len(steps)))
     state = json.loads(json.dumps(positions[stop - 1]))
-    again, more_positions = rows_of(feeds, tokenizer, length, second, num_steps, state)
+    again, more_positions = rows_of(sources, tokenizer, length, second, num_steps, state)
     seen = joined(steps[:stop]) + joined(again)
     assert seen == (rows[: len(seen)] if endless else rows)
     if not endless:
         assert len(seen) == len(rows)
-        counted = (more_positions or positions)[-1]["bad_lines"]
-        assert counted == positions[-1]["bad_lines"]
+        bad = (more_positions or positions)[-1]["bad_lines"]
+        assert bad == positions[-1]["bad_lines"]
         # A single token that is left over holds the position at its document, before the bad lines behind it.
         if all(corpus.epochs * len(packed(corpus, "", 0)) % length != 1 for corpus, _ in made):
-            assert counted == sum(corpus.epochs * raw.count(None) for corpus, raw in made)
+            assert bad == sum(corpus.epochs * raw.count(None) for corpus, raw in made)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -275,10 +275,10 @@ def test_epochs_can_be_added_and_unshuffled_sequences_made_longer(
     corpus = made[0][0]
     corpus.epochs = 1
     layout = Layout(batch_size, 1, 1, 0)
-    (feed,) = build_feeds(made, tmp_path)
-    _, positions = rows_of([feed], tokenizer, length, layout, 10_000)
-    steps, _ = rows_of([feed], tokenizer, length, layout, 10_000)
-    more = Feed("", feed.data, feed.weight, 3, feed.shuffle)
+    (source,) = build_sources(made, tmp_path)
+    _, positions = rows_of([source], tokenizer, length, layout, 10_000)
+    steps, _ = rows_of([source], tokenizer, length, layout, 10_000)
+    more = WeightedSource("", source.data, source.weight, 3, source.shuffle)
     again, _ = rows_of([more], tokenizer, length, layout, 10_000, positions[-1])
     before, after = [[token for row in joined(part) for token in row] for part in (steps, again)]
     once = packed(corpus, "", 0) if corpus.shuffle != "sequences" else sorted(packed(corpus, "", 0))
@@ -306,7 +306,7 @@ def test_ranks_are_disjoint_and_read_only_their_own_rows_of_prepared_tokens(toke
     tokens.tokens = lambda start, stop: read.append((start, stop)) or plain(start, stop)
     asked = []
     for rank in range(4):
-        list(TokenBatches(tokens, tokenizer, 16, 2, 2, rank, 4, order=Order(1, "sequences")))
+        list(token_batches(tokens, tokenizer, 16, 2, 2, rank, 4, order=Order(1, "sequences")))
         asked.append({start for start, _ in read})
         assert len(asked[-1]) == len(read) == 16
         read.clear()

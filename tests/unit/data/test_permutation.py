@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_dyt.data.permutation import Permutation
+from llama_dyt.data.order.permutation import Permutation
 
 
 @settings(max_examples=100)

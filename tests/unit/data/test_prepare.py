@@ -17,16 +17,21 @@ import pyarrow
 import pytest
 from corpora import write_jsonl, write_parquet
 
-from llama_dyt.config.preparation import PrepareSettings, parse_preparation
-from llama_dyt.data.arrow import ArrowDocuments
-from llama_dyt.data.journal import Journal
-from llama_dyt.data.parts import Part
-from llama_dyt.data.prepare import prepare
-from llama_dyt.data.prepare_part import Job, make_preparer
-from llama_dyt.data.shards import open_shards
-from llama_dyt.data.split import is_held_out
-from llama_dyt.data.tokenizer import encode_batch, load_tokenizer, tokenizer_fingerprint
-from llama_dyt.errors import ConfigurationError, DataError
+from llama_dyt.core.errors import ConfigurationError, DataError
+from llama_dyt.data.formats.arrow import ArrowDocuments
+from llama_dyt.data.formats.format import FORMATS
+from llama_dyt.data.formats.hub import Hub
+from llama_dyt.data.formats.shards import open_shards
+from llama_dyt.data.formats.sources import ReadOptions
+from llama_dyt.data.order.held_out import is_held_out
+from llama_dyt.data.preparing.journal import Journal
+from llama_dyt.data.preparing.parts import Part
+from llama_dyt.data.preparing.prepare import prepare
+from llama_dyt.data.preparing.settings import PrepareSettings, parse_preparation
+from llama_dyt.data.preparing.worker import Job, make_preparer
+from llama_dyt.data.tokenizing.encode import encode_batch
+from llama_dyt.data.tokenizing.tokenizer import load_tokenizer, tokenizer_fingerprint
+from tests import forks
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SMALL = {"part_bytes": 2000, "shard_tokens": 300, "show_progress": False}
@@ -245,7 +250,7 @@ def test_other_settings_do_not_go_into_the_same_folder(corpus, tokenizer_folder,
 
 
 def test_another_tokenizer_does_not_go_into_the_same_folder(corpus, whole, tmp_path):
-    from llama_dyt.data.tokenizer import train_sentencepiece
+    from llama_dyt.data.tokenizing.tokenizer import train_sentencepiece
 
     train_sentencepiece(texts_of(100, 9), tmp_path / "other", vocab_size=300)
     with pytest.raises(ConfigurationError, match="holds another one, with which the data there was prepared"):
@@ -286,31 +291,26 @@ def test_the_authors_layout(corpus, tokenizer, tokenizer_folder, tmp_path):
     assert not any(tmp_path.glob(".journal*"))
 
 
-def start(corpus, output, tokenizer_folder, **extra):
+def program(corpus, output, tokenizer_folder) -> list[str]:
+    """What follows `python` to prepare a corpus with two workers."""
     code = (
         "import json, sys\n"
-        "from llama_dyt.config.preparation import PrepareSettings\n"
-        "from llama_dyt.data.prepare import prepare\n"
-        "from llama_dyt.errors import LlamaDytError\n"
+        "from llama_dyt.data.preparing.settings import PrepareSettings\n"
+        "from llama_dyt.data.preparing.prepare import prepare\n"
+        "from llama_dyt.core.errors import LlamaDytError\n"
         "try:\n"
         "    prepare(PrepareSettings(**json.loads(sys.argv[1])), **json.loads(sys.argv[2]))\n"
         "except LlamaDytError as error:\n"
         "    sys.exit(f'error: {error}')\n"
     )
     values = settings(corpus, output, tokenizer_folder, num_workers=2).__dict__
-    return subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(values), json.dumps(SMALL)],
-        cwd=REPOSITORY,
-        stderr=subprocess.PIPE,
-        text=True,
-        **extra,
-    )
+    return ["-c", code, json.dumps(values), json.dumps(SMALL)]
 
 
 def test_killed_twice_nothing_is_lost_and_nothing_twice(corpus, tokenizer, tokenizer_folder, whole, tmp_path):
     kills = 0
     for wanted in (3, 12):
-        process = start(corpus[0], tmp_path, tokenizer_folder)
+        process = forks.ForkedProgram(program(corpus[0], tmp_path, tokenizer_folder))
         while len(list(tmp_path.glob(".journal*/0*.json"))) < wanted and process.poll() is None:
             time.sleep(0.001)
         if process.poll() is None:
@@ -331,28 +331,19 @@ def test_a_full_disk_is_told_in_one_line_and_then_gone_on_from(tokenizer_folder,
     import resource
 
     write_jsonl(tmp_path / "a.jsonl", texts_of(200))
-    limited = start(
-        tmp_path / "a.jsonl",
-        tmp_path / "out",
-        tokenizer_folder,
+    limited = subprocess.run(
+        [sys.executable, *program(tmp_path / "a.jsonl", tmp_path / "out", tokenizer_folder)],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400)),
     )
-    _, message = limited.communicate(timeout=120)
+    message = limited.stderr
     assert limited.returncode == 1 and "cannot be written (File too large)" in message, message
     assert "what is finished is kept" in message and len(message.strip().splitlines()) == 1
     report = prepare(settings(tmp_path / "a.jsonl", tmp_path / "out", tokenizer_folder), **SMALL)
     assert report.documents["train"] == 200
-
-
-def test_two_at_once_in_one_folder_are_refused(corpus, tokenizer_folder, tmp_path):
-    import fcntl
-
-    folder = tmp_path / ".journal_00000_of_00001"
-    folder.mkdir()
-    with open(folder / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process is preparing this"):
-            prepare(settings(corpus[0], tmp_path, tokenizer_folder), **SMALL)
 
 
 def test_flags_have_the_authors_names():
@@ -393,9 +384,21 @@ def test_gzip_of_many_members_and_a_line_longer_than_a_part(tokenizer, tokenizer
     assert os.path.exists(tmp_path / "out" / "tokenizer")
 
 
-def test_a_streamed_dataset_is_dealt_out_to_the_machines_and_gone_on_from(tokenizer, tokenizer_folder, tmp_path):
+class Streamed(Hub):
+    """A folder streamed by `datasets`, as the hub is."""
+
+    name, order = "streamed", 0
+
+    def matches(self, dataset):
+        return dataset.endswith("/hub")
+
+
+def test_a_streamed_dataset_is_dealt_out_to_the_machines_and_gone_on_from(
+    tokenizer, tokenizer_folder, tmp_path, monkeypatch
+):
     texts = texts_of(40)
-    write_parquet(tmp_path / "hub" / "a.parquet", texts)  # a folder is streamed by `datasets` as the hub is
+    write_parquet(tmp_path / "hub" / "a.parquet", texts)
+    monkeypatch.setattr(FORMATS, "_entries", {"streamed": Streamed()})
     for rank in (0, 1):
         journal = tmp_path / f"journal_{rank}"
         journal.mkdir()
@@ -409,13 +412,12 @@ def test_a_streamed_dataset_is_dealt_out_to_the_machines_and_gone_on_from(tokeni
             bos=1,
             eos=2,
             validation_fraction=0.0,
-            skip_bad_lines=False,
+            options=ReadOptions(),
             shard_tokens=300,
             rank=rank,
             world_size=2,
-            hub=(str(tmp_path / "hub"), None),
+            dataset=str(tmp_path / "hub"),
             progress=journal / "progress",
-            starter=os.getpid(),
         )
         total = make_preparer(job)((Part(rank, (), 0), None))
         entries = Journal(job.output, journal).entries(rank)

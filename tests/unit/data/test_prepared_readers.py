@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prepared import write_megatron, write_shards
 
-from llama_dyt.data.arrow import ArrowDocuments, is_arrow
-from llama_dyt.data.megatron import MegatronTokens
-from llama_dyt.data.prepared import open_tokens
-from llama_dyt.data.shards import TokenShards
-from llama_dyt.errors import DataError
+from llama_dyt.core.errors import DataError
+from llama_dyt.data.formats.arrow import ArrowDocuments, is_arrow
+from llama_dyt.data.formats.format import format_of
+from llama_dyt.data.formats.megatron import MegatronTokens
+from llama_dyt.data.formats.sources import ReadOptions
+from llama_dyt.data.opening import open_data
 
 DOCUMENTS = [[[5, 6, 0]], [[7, 8], [9, 0]], [[1, 2, 3, 4, 0]]]
 """Documents of sequences of tokens, as Megatron has them; 0 is the end of a document."""
@@ -24,7 +25,7 @@ DOCUMENTS = [[[5, 6, 0]], [[7, 8], [9, 0]], [[1, 2, 3, 4, 0]]]
 @pytest.mark.parametrize("named", ["", ".bin", ".idx", "folder"])
 def test_megatron_tokens_and_documents(tmp_path, dtype, code, named):
     write_megatron(tmp_path / "text_document", DOCUMENTS, dtype, code)
-    array = open_tokens(tmp_path if named == "folder" else tmp_path / f"text_document{named}")
+    array = open_data(tmp_path if named == "folder" else tmp_path / f"text_document{named}")
     assert array.tokens(0, array.num_tokens).tolist() == [5, 6, 0, 7, 8, 9, 0, 1, 2, 3, 4, 0]
     assert array.tokens(2, 5).tolist() == [0, 7, 8] and array.tokens(2, 5).dtype == np.int32
     assert array.num_documents == 3
@@ -43,8 +44,8 @@ def test_any_megatron_file(tmp_path_factory, documents):
 
 def test_documents_without_eos_are_told(tmp_path):
     array = MegatronTokens(write_megatron(tmp_path / "a", [*DOCUMENTS, [[5, 6]]]))
-    assert "1 of its first 4 documents do not end with EOS (0)" in array.missing_eos(0)
-    assert MegatronTokens(write_megatron(tmp_path / "b", DOCUMENTS)).missing_eos(0) is None
+    assert "1 of its first 4 documents do not end with EOS (0)" in array.warning(0)
+    assert MegatronTokens(write_megatron(tmp_path / "b", DOCUMENTS)).warning(0) is None
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):
@@ -71,7 +72,7 @@ def test_a_damaged_megatron_file_is_refused(tmp_path, suffix, change, message):
     content = file.read_bytes()
     file.unlink() if change is None else file.write_bytes(change(content))
     with pytest.raises(DataError, match=message):
-        open_tokens(tmp_path / "a")
+        open_data(tmp_path / "a")
 
 
 def test_a_negative_number_is_no_token(tmp_path):
@@ -84,19 +85,20 @@ def test_a_negative_number_is_no_token(tmp_path):
 
 def test_what_a_path_holds_is_told_apart(tmp_path):
     write_shards(tmp_path / "ours", [[[1, 2]]])
-    assert isinstance(open_tokens(tmp_path / "ours"), TokenShards)
-    assert open_tokens(tmp_path) is None and open_tokens(tmp_path / "nothing") is None
-    assert open_tokens("owner/name") is None
+    kinds = {name: format_of(str(tmp_path / name)).name for name in ("ours", "", "nothing", "a.jsonl")}
+    assert kinds == {"ours": "shards", "": "folder", "nothing": "folder", "a.jsonl": "jsonl"}
+    assert format_of("owner/name").name == "hub" and format_of("sample").name == "sample"
+    assert format_of(str(tmp_path / "ours"), tokens=False).name == "folder"
     write_megatron(tmp_path / "a", DOCUMENTS)
     with pytest.raises(DataError, match="no split 'validation'"):
-        open_tokens(tmp_path / "a", "validation")
+        open_data(tmp_path / "a", ReadOptions(split="validation"))
     write_megatron(tmp_path / "b", DOCUMENTS)
     with pytest.raises(DataError, match="holds 2 .idx files; name one"):
-        open_tokens(tmp_path)
+        open_data(tmp_path)
     (tmp_path / "begun" / ".journal_00000_of_00001").mkdir(parents=True)
     (tmp_path / "begun" / ".journal_00000_of_00001" / "settings.json").write_text("{}")
     with pytest.raises(DataError, match="prepared in part"):
-        open_tokens(tmp_path / "begun")
+        open_data(tmp_path / "begun")
 
 
 def write_arrow_file(file, documents, field="input_ids", type=None):
@@ -133,7 +135,7 @@ def test_every_arrow_position_goes_on_with_the_next_document(arrow):
 
 
 def test_arrow_maps_are_made_anew_without_losing_a_document(arrow, monkeypatch):
-    monkeypatch.setattr("llama_dyt.data.arrow._TOKENS_A_MAP", 5)
+    monkeypatch.setattr("llama_dyt.data.formats.arrow._TOKENS_A_MAP", 5)
     assert [ids.tolist() for ids, _ in ArrowDocuments(arrow[0]).documents()] == arrow[1]
 
 

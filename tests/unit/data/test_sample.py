@@ -1,26 +1,29 @@
 """The sample corpus: real, deterministic, disjoint, and built once however many ask."""
 
 import json
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from loading import open_text
 
+from llama_dyt.core.errors import DataError
 from llama_dyt.data import sample as module
-from llama_dyt.data.baselines import (
+from llama_dyt.data.opening import open_data
+from llama_dyt.data.order.held_out import is_held_out
+from llama_dyt.data.sample import VALIDATION_FRACTION, build_sample_corpus, sample_documents
+from llama_dyt.data.sample_tokens import prepare_sample
+from llama_dyt.data.tokenizing.encode import encode_batch
+from llama_dyt.data.tokenizing.tokenizer import load_tokenizer, tokenizer_fingerprint
+from llama_dyt.training.evaluation.baselines import (
     TextCounts,
     count_text,
     gzip_bits_per_byte,
     model_bits_per_byte,
     unigram_bits_per_byte,
 )
-from llama_dyt.data.sample import VALIDATION_FRACTION, build_sample_corpus, sample_documents
-from llama_dyt.data.sources import open_source
-from llama_dyt.data.split import is_held_out
-from llama_dyt.data.tokenizer import encode_batch, load_tokenizer
-from llama_dyt.errors import DataError
+from tests import forks
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def lines(file):
 
 
 def test_corpus_is_in_redpajamas_form_and_large_enough(corpus):
-    documents = [values[0] for values, _ in open_source(corpus.train_glob).iterate()]
+    documents = [values[0] for values, _ in open_text(corpus.train_glob).iterate()]
     assert len(documents) > 200
     assert sum(map(len, documents)) > 3_000_000
     for document in lines(corpus.validation_file):
@@ -42,7 +45,7 @@ def test_corpus_is_in_redpajamas_form_and_large_enough(corpus):
 
 
 def test_held_out_documents_are_disjoint_from_training_and_chosen_by_hash(corpus):
-    train = {values[0] for values, _ in open_source(corpus.train_glob).iterate()}
+    train = {values[0] for values, _ in open_text(corpus.train_glob).iterate()}
     held_out = {document["text"] for document in lines(corpus.validation_file)}
     assert len(held_out) >= 10
     assert not train & held_out
@@ -63,7 +66,25 @@ def test_second_call_returns_at_once(corpus):
     before = time.perf_counter()
     assert build_sample_corpus(corpus.folder.parent) == corpus
     assert time.perf_counter() - before < 1.0
-    assert open_source("sample", sample_folder=corpus.folder.parent).files
+    assert open_text("sample", sample_folder=str(corpus.folder.parent)).files
+
+
+def test_its_tokens_are_those_of_its_text_and_made_once(corpus):
+    with ThreadPoolExecutor(2) as pool:  # two that ask at once
+        folders = list(pool.map(prepare_sample, [corpus, corpus]))
+    assert folders == [corpus.tokens_folder] * 2
+    tokens = open_data(corpus.tokens_folder)
+    tokenizer = load_tokenizer(corpus.tokenizer_folder)
+    counts = count_text(open_data(corpus.train_glob), tokenizer)
+    assert tokens.num_tokens == counts.num_tokens + counts.num_documents  # each document's BOS
+    assert tokens.tokenizer == tokenizer_fingerprint(tokenizer)
+    assert sorted(path.name for path in corpus.folder.iterdir()) == [
+        ".tokens.lock",
+        "tokenizer",
+        "tokens",
+        "train",
+        "validation",
+    ]
 
 
 def test_documents_are_the_same_every_time():
@@ -82,10 +103,7 @@ def test_processes_that_ask_at_once_build_one_corpus_and_leave_nothing_else(tmp_
         "sample._build_aside = lambda target: (print('built'), build(target))\n"
         "sample.build_sample_corpus(sys.argv[1])\n"
     )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", program, tmp_path / "sample"], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    processes = [forks.ForkedProgram(["-c", program, tmp_path / "sample"]) for _ in range(3)]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sum("built" in output for output in outputs) == 1
@@ -109,13 +127,13 @@ def test_folder_that_cannot_be_written_is_an_error(tmp_path):
 
 def test_baselines_are_what_they_say(corpus):
     tokenizer = load_tokenizer(corpus.tokenizer_folder)
-    held_out = count_text(corpus.validation_file, tokenizer)
+    held_out = count_text(open_data(corpus.validation_file), tokenizer)
     texts = [document["text"] for document in lines(corpus.validation_file)]
     assert held_out.num_bytes == sum(len(text.encode()) for text in texts)
     assert held_out.num_documents == len(texts)
     assert held_out.num_tokens == sum(map(len, encode_batch(tokenizer, texts))) + len(texts)
     assert held_out.tokens[tokenizer.eos_token_id] == len(texts)
-    unigram = unigram_bits_per_byte(count_text(corpus.train_glob, tokenizer), held_out)
+    unigram = unigram_bits_per_byte(count_text(open_data(corpus.train_glob), tokenizer), held_out)
     assert 2.0 < unigram < 3.5
     assert 1.5 < gzip_bits_per_byte(texts) < 2.6
     # A model that knows nothing is worse than the unigram model, by their definitions.

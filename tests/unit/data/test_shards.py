@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prepared import write_shards
 
-from llama_dyt.data.manifest import manifest_name
-from llama_dyt.data.shard_writer import ShardWriter
-from llama_dyt.data.shards import is_shards, open_shards
-from llama_dyt.errors import DataError
+from llama_dyt.core.errors import DataError
+from llama_dyt.data.formats.manifest import manifest_name
+from llama_dyt.data.formats.shard_writer import ShardWriter
+from llama_dyt.data.formats.shards import is_shards, open_shards
 
 SHARDS = [[[1, 5, 6, 2], [1, 2]], [[1, 7, 2]], [[9], [8, 8, 8, 8, 8], [7, 2]]]
 TOKENS = [token for shard in SHARDS for document in shard for token in document]

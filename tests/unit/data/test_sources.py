@@ -7,17 +7,20 @@ import os
 import pytest
 import zstandard
 from corpora import write_jsonl, write_parquet
+from loading import open_text
 
-from llama_dyt.data import files
+from llama_dyt.core.errors import DataError
+from llama_dyt.data.formats import compressed, lines
+from llama_dyt.data.formats.file_source import place_of
+from llama_dyt.data.formats.format import readers
+from llama_dyt.data.formats.matching import match_files
 from llama_dyt.data.opening import check_data
-from llama_dyt.data.sources import find_files, open_source, place_of
-from llama_dyt.errors import DataError
 
 TEXTS = [f"document {i} ünï 漢字 \n\t" + "x" * i for i in range(10)]
 
 
 def read(dataset, position=None, **arguments):
-    return [(values[0], after) for values, after in open_source(dataset, **arguments).iterate(position)]
+    return [(values[0], after) for values, after in open_text(dataset, **arguments).iterate(position)]
 
 
 def texts_of(dataset, **arguments):
@@ -95,7 +98,7 @@ def test_bad_line_is_an_error_with_file_line_and_remedy_or_is_counted(tmp_path, 
     assert f"{path}, {BAD_LINES[bad]}" in message
     assert "--skip_bad_lines" in message
     assert "\n" not in message
-    source = open_source(str(path), skip_bad_lines=True)
+    source = open_text(str(path), skip_bad_lines=True)
     assert [values[0] for values, _ in source.iterate()] == ["one", "two"]
     assert source.bad_lines == 1
 
@@ -103,10 +106,10 @@ def test_bad_line_is_an_error_with_file_line_and_remedy_or_is_counted(tmp_path, 
 def test_count_of_bad_lines_travels_with_the_position(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'x\n{"text": "one"}\nx\n{"text": "two"}\nx\n')
-    source = open_source(str(path), skip_bad_lines=True)
+    source = open_text(str(path), skip_bad_lines=True)
     (_, first), (_, _) = source.iterate()
     assert source.bad_lines == 3
-    resumed = open_source(str(path), skip_bad_lines=True)
+    resumed = open_text(str(path), skip_bad_lines=True)
     assert [values[0] for values, _ in resumed.iterate(first)] == ["two"]
     assert resumed.bad_lines == 3
 
@@ -114,10 +117,10 @@ def test_count_of_bad_lines_travels_with_the_position(tmp_path):
 def test_line_number_in_an_error_is_right_after_resuming(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "one"}\n{"text": "two"}\nx\n')
-    source = open_source(str(path))
+    source = open_text(str(path))
     first = next(source.iterate())[1]
     with pytest.raises(DataError, match="line 3"):
-        list(open_source(str(path)).iterate(first))
+        list(open_text(str(path)).iterate(first))
 
 
 def test_parquet_null_is_a_bad_row_and_a_missing_column_an_error(tmp_path):
@@ -132,13 +135,13 @@ def test_parquet_null_is_a_bad_row_and_a_missing_column_an_error(tmp_path):
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_position_in_a_later_frame_is_gone_on_from_without_reading_the_earlier(tmp_path, monkeypatch, suffix):
     pack = gzip.compress if suffix == ".gz" else zstandard.compress
-    lines = [json.dumps({"text": f"document {i}"}).encode() + b"\n" for i in range(40)]
-    frames = [pack(b"".join(lines[first : first + 10])) for first in range(0, 40, 10)]
+    written = [json.dumps({"text": f"document {i}"}).encode() + b"\n" for i in range(40)]
+    frames = [pack(b"".join(written[first : first + 10])) for first in range(0, 40, 10)]
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(frames[0] + frames[1] + b"\0" * 700 + frames[2] + frames[3] + b"\0" * 70_000)
-    monkeypatch.setattr(files, "_READ_PACKED_BYTES", 64)
-    monkeypatch.setattr(files, "_BLOCK_BYTES", 60)
-    source = open_source(str(path))
+    monkeypatch.setattr(compressed, "_READ_PACKED_BYTES", 64)
+    monkeypatch.setattr(lines, "_BLOCK_BYTES", 60)
+    source = open_text(str(path))
     walked = list(source.iterate())
     assert [values[0] for values, _ in walked] == [f"document {i}" for i in range(40)]
     placed = list(source.line_blocks())
@@ -150,7 +153,7 @@ def test_a_position_in_a_later_frame_is_gone_on_from_without_reading_the_earlier
         position = json.loads(json.dumps(walked[done][1]))
         assert list(source.iterate(position)) == walked[done + 1 :]
         blocks = b"".join(block for _, _, block in source.line_blocks(position))
-        assert blocks == b"".join(lines[done + 1 :])
+        assert blocks == b"".join(written[done + 1 :])
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
@@ -221,7 +224,7 @@ def test_file_without_right_to_read_is_an_error(tmp_path):
 
 def test_dangling_link_and_vanished_file_are_errors(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
-    source = open_source(str(path))
+    source = open_text(str(path))
     path.unlink()
     with pytest.raises(DataError, match="cannot be read"):
         list(source.iterate())
@@ -231,13 +234,13 @@ def test_a_file_beside_its_packed_copy_is_refused(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", ["x"])
     write_jsonl(tmp_path / "a.jsonl.gz", ["x"])
     with pytest.raises(DataError, match="the same data twice"):
-        find_files(str(tmp_path))
+        match_files(str(tmp_path), readers())
 
 
 def test_fingerprint_changes_with_the_files_but_not_with_their_place(tmp_path):
     for folder in ("one", "two"):
         write_jsonl(tmp_path / folder / "a.jsonl", ["x"])
-    one, two = (open_source(str(tmp_path / folder)).fingerprint for folder in ("one", "two"))
+    one, two = (open_text(str(tmp_path / folder)).fingerprint for folder in ("one", "two"))
     assert one == two
     write_jsonl(tmp_path / "two" / "b.jsonl", ["x"])
-    assert open_source(str(tmp_path / "two")).fingerprint != one
+    assert open_text(str(tmp_path / "two")).fingerprint != one

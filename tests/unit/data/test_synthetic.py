@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from llama_dyt.data.synthetic import SyntheticBatches
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.data.loaders.synthetic import SyntheticBatches
 
 
 def rows(steps):

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llama_dyt.data import tokenizer as module
-from llama_dyt.data.tokenizer import (
+from llama_dyt.core.errors import ConfigurationError, DataError
+from llama_dyt.data.tokenizing import tokenizer as module
+from llama_dyt.data.tokenizing.encode import encode_batch
+from llama_dyt.data.tokenizing.tokenizer import (
     check_vocabulary,
-    encode_batch,
     load_tokenizer,
     tokenizer_fingerprint,
     train_sentencepiece,
 )
-from llama_dyt.errors import ConfigurationError, DataError
 
 CODE = "    if x:\n\treturn  [1,\r\n\n\n        2]   # ünï 漢字 😀\x00\x1f  \n"
 
@@ -122,24 +122,6 @@ def test_llamas_kind_of_sentencepiece_with_dummy_prefix_loads(tmp_path):
     for line in ("def f(x):", "return x  # 漢", "a\n\tb"):
         assert encode_batch(loaded, [line])[0].tolist() == processor.encode(line)
         assert loaded.decode(processor.encode(line)) == line
-
-
-@pytest.mark.parametrize(
-    "kind", [{"model_type": "unigram"}, {"model_type": "bpe", "normalization_rule_name": "nmt_nfkc"}]
-)
-def test_sentencepiece_model_that_would_encode_otherwise_is_refused(tmp_path, kind):
-    import sentencepiece
-
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(Path(module.__file__).read_text().splitlines()),
-        model_prefix=str(tmp_path / "tokenizer"),
-        vocab_size=500,
-        byte_fallback=True,
-        minloglevel=2,
-        **kind,
-    )
-    with pytest.raises(DataError, match="only SentencePiece BPE models"):
-        load_tokenizer(tmp_path)
 
 
 def test_missing_and_broken_tokenizers_are_one_line_errors(tmp_path):

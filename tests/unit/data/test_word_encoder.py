@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from llama_dyt.data import word_encoder
-from llama_dyt.data.word_encoder import make_word_encoder
+from llama_dyt.data.tokenizing import word_encoder
+from llama_dyt.data.tokenizing.word_encoder import make_word_encoder
 
 PIECES = st.sampled_from(
     [" ", "  ", "\n", "\t", "▁", "def area", "return", "width * height", "ü", "漢", "\x00", "9", "<s>", "_a", "x1", "́"]
@@ -93,3 +93,32 @@ def test_another_kind_is_left_as_it_is(tokenizer, change):
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     change(parts)
     assert make_word_encoder(Tokenizer.from_str(json.dumps(parts))) is None
+
+
+@pytest.mark.parametrize("model", [{"byte_fallback": False}, {"byte_fallback": True, "without": "<0xE6>"}])
+def test_fused_unknown_characters_turn_it_off_where_a_character_can_be_unknown(tokenizer, model):
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts["model"].update(unk_token="<unk>", fuse_unk=True, byte_fallback=model["byte_fallback"])
+    assert (make_word_encoder(Tokenizer.from_str(json.dumps(parts))) is None) == (not model["byte_fallback"])
+    if "without" in model:
+        parts["model"]["vocab"]["nothing"] = parts["model"]["vocab"].pop(model["without"])
+        assert make_word_encoder(Tokenizer.from_str(json.dumps(parts))) is None
+
+
+@pytest.mark.parametrize("part", [(), ("model",), ("pre_tokenizer",)], ids=str)
+def test_a_part_that_is_not_known_turns_it_off(tokenizer, part):
+    class Newer:
+        """A tokenizer as a later version of the library may describe it."""
+
+        model = tokenizer.backend_tokenizer.model
+
+        def to_str(self):
+            parts = json.loads(tokenizer.backend_tokenizer.to_str())
+            place = parts
+            for name in part:
+                place = place[name]
+            place["of_tomorrow"] = True
+            return json.dumps(parts)
+
+    assert make_word_encoder(tokenizer.backend_tokenizer) is not None
+    assert make_word_encoder(Newer()) is None

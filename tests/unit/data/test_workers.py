@@ -2,18 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import as_completed
 from pathlib import Path
 
 import pytest
 
-from llama_dyt.data.workers import Workers
-from llama_dyt.errors import DataError
-
-REPOSITORY = Path(__file__).resolve().parents[3]
+from llama_dyt.core.errors import DataError
+from llama_dyt.data.tokenizing.workers import Workers
+from tests import forks
 
 
 def make_handler(base):
@@ -28,6 +25,8 @@ def make_handler(base):
             return os.environ["RAYON_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"]
         if task == "pid":
             return os.getpid()
+        if task == "long":
+            time.sleep(600)
         time.sleep(0.02 * (task % 3))
         return base + task
 
@@ -82,14 +81,16 @@ def test_a_killed_worker_is_told_and_nothing_hangs():
             workers.submit(1).result()
 
 
-def test_workers_end_with_who_started_them_even_if_killed():
+def test_workers_end_with_who_started_them_even_if_killed_and_in_the_middle_of_a_task():
     code = (
         "import sys; from tests.unit.data.test_workers import *\n"
         "workers = Workers(make_handler, 0, count=2)\n"
         "print(workers.submit('pid').result(), flush=True)\n"
+        "for _ in range(2): workers.submit('long')\n"
+        "time.sleep(0.5)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, timeout=60)
+    ended = forks.run(["-c", code])
     pid = int(ended.stdout)
     deadline = time.monotonic() + 10
     while Path(f"/proc/{pid}").exists() and "zombie" not in Path(f"/proc/{pid}/status").read_text():

@@ -7,7 +7,7 @@ from model_cases import tiny_config
 from transformers import LlamaConfig
 from transformers.utils import is_flash_attn_2_available
 
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.models import build_config, build_model, count_parameters
 
 

@@ -102,3 +102,32 @@ def test_loss_stays_fp32_in_a_bf16_model_and_under_autocast():
     out = model.bfloat16()(ids, labels=ids)
     assert out.logits.dtype == torch.bfloat16 and out.loss.dtype == torch.float32
     assert out.loss.item() == pytest.approx(by_definition(out.logits, ids), rel=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_shifted_labels_stand_in_for_labels(training):
+    """As trainers give them that cut sequences into slices, whose last token's target is in the next slice."""
+    model, ids = tiny_model().train(training), tokens()
+    shifted = torch.nn.functional.pad(ids, (0, 1), value=-100)[:, 1:]
+    whole = model(ids, labels=ids).loss
+    other = torch.zeros_like(ids)
+    torch.testing.assert_close(model(ids, labels=other, shift_labels=shifted).loss, whole, rtol=1e-6, atol=0)
+    count = float((shifted != -100).sum())
+    wide = model(ids, labels=other, shift_labels=shifted, num_items_in_batch=2 * count).loss
+    torch.testing.assert_close(wide, whole / 2, rtol=1e-6, atol=0)
+
+
+def test_the_loss_function_takes_what_transformers_trainers_give_it():
+    model, ids = tiny_model(), tokens()
+    shifted = torch.nn.functional.pad(ids, (0, 1), value=-100)[:, 1:]
+    out = model(ids, shift_labels=shifted)
+    assert out.loss is None, "transformers' models make a loss of labels alone"
+    loss = model.loss_function(logits=out.logits, labels=None, shift_labels=shifted, vocab_size=131)
+    torch.testing.assert_close(loss, model(ids, labels=ids).loss, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_labels_of_another_shape_than_the_positions_are_refused(training):
+    model, ids = tiny_model().train(training), tokens()
+    with pytest.raises(ValueError, match=r"labels of shape \(2, 23\) do not fit positions of shape \(2, 24\)"):
+        model(ids, labels=ids, shift_labels=ids[:, 1:])

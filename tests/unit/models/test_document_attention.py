@@ -6,7 +6,7 @@ from model_cases import tiny_model
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import modeling_flash_attention_utils
 
-from llama_dyt.models.modeling_llama_dyt import create_causal_mask
+from llama_dyt.models.llama.modeling_llama_dyt import create_causal_mask
 
 LENGTHS = [[7, 1, 12, 4], [3, 21], [24]]
 """Of the documents in each row; the third is one document."""
@@ -183,7 +183,7 @@ def test_no_mask_is_made_where_attention_is_plain(monkeypatch):
         masks.append(create_causal_mask(*args, **kwargs))
         return masks[-1]
 
-    monkeypatch.setattr("llama_dyt.models.documents.create_causal_mask", spy)
+    monkeypatch.setattr("llama_dyt.models.ops.document_attention.create_causal_mask", spy)
     model = model_with("sdpa")
     model(**packed(apart=False))
     assert masks == [None]

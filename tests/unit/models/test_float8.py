@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.models import Float8Linear, build_model, empty_model, use_float8
 from tests.unit.models.model_cases import tiny_config, tokens
 

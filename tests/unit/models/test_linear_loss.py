@@ -11,7 +11,8 @@ from torch.library import opcheck
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llama_dyt.models import CausalLmLoss, linear_cross_entropy, linear_loss
+from llama_dyt.models import CausalLmLoss, linear_cross_entropy
+from llama_dyt.models.ops import linear_loss
 
 OPERATION = torch.ops.llama_dyt.linear_cross_entropy.default
 
@@ -82,6 +83,12 @@ def test_the_weights_gradient_is_added_up_in_fp32_and_rounded_once():
         linear_cross_entropy(hidden, weight, targets, chunk_rows=chunk_rows).backward()
         gradients.append(weight.grad)
     assert distance(gradients[1], gradients[0].double()) < torch.finfo(torch.bfloat16).eps / 2
+
+
+def test_the_loss_of_many_chunks_loses_nothing_in_its_sum():
+    hidden, weight, targets = inputs(20_000, 4, 8, seed=0)
+    loss = linear_cross_entropy(hidden.detach(), weight.detach(), targets, chunk_rows=1)
+    assert loss.item() == pytest.approx(exact(hidden, weight, targets, 0.0)[0].item(), rel=1e-7)
 
 
 def test_inputs_of_any_layout_are_taken():

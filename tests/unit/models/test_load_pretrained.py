@@ -8,7 +8,7 @@ from model_cases import tiny_config, tiny_model, tokens
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llama_dyt.errors import CheckpointError
+from llama_dyt.core.errors import CheckpointError
 from llama_dyt.models import load_pretrained
 from llama_dyt.models.pretrained import SWAP_WARNING
 

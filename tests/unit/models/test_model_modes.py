@@ -4,8 +4,8 @@ import pytest
 import torch
 from model_cases import tiny_config, tiny_model, tokens
 
-from llama_dyt.models import FAMILIES, LlamaDytForCausalLM, ScaledEmbedding, build_model, empty_model, norm_sites
-from llama_dyt.models.modeling_llama_dyt import create_causal_mask as hf_create_causal_mask
+from llama_dyt.models import LlamaDytForCausalLM, ScaledEmbedding, build_model, empty_model, family_of, norm_sites
+from llama_dyt.models.llama.modeling_llama_dyt import create_causal_mask as hf_create_causal_mask
 from llama_dyt.norms import DynamicTanh
 
 
@@ -87,7 +87,7 @@ def test_no_mask_is_made_where_there_is_no_padding(monkeypatch):
         masks.append(hf_create_causal_mask(*args, **kwargs))
         return masks[-1]
 
-    monkeypatch.setattr("llama_dyt.models.modeling_llama_dyt.create_causal_mask", spy)
+    monkeypatch.setattr("llama_dyt.models.llama.modeling_llama_dyt.create_causal_mask", spy)
     model, ids = tiny_model(), tokens()
     model(ids)
     model(ids, attention_mask=torch.ones_like(ids))
@@ -143,7 +143,7 @@ def test_an_end_of_text_token_used_as_padding_still_learns():
 
 def test_family_table_names_every_part_of_the_model():
     model = empty_model(tiny_config())
-    family = FAMILIES[model.config.model_type]
+    family = family_of(model.config)
     decoder = model.get_submodule(family.decoder)
     layer = decoder.get_submodule(family.layers)[0]
     linears = {name for name, part in layer.named_modules() if isinstance(part, torch.nn.Linear)}

@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import types
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +15,19 @@ from model_cases import tiny_model, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import llama_dyt
-from llama_dyt.models import LlamaDytConfig, LlamaDytForCausalLM, LlamaDytModel
-from llama_dyt.models.export import modeling_sources
+from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.data.tokenizing.tokenizer import train_sentencepiece
+from llama_dyt.models import (
+    FAMILIES,
+    LlamaDytConfig,
+    LlamaDytForCausalLM,
+    LlamaDytModel,
+    build_config,
+    missing_imports,
+    require_parts,
+    require_travelling,
+)
+from llama_dyt.models.export import _source_of_user, modeling_sources
 
 
 @pytest.mark.parametrize("norm", ["dyt", "rmsnorm"])
@@ -43,13 +58,46 @@ def test_config_json_says_what_the_model_started_from(tmp_path):
     assert [saved[f"{site}_alpha_init_value"] for site in ("attn", "ffn", "dec")] == [0.7, 1.0, 1.0]
 
 
-def test_exported_files_import_nothing_of_the_package():
-    sources = modeling_sources()
-    assert {"modeling_llama_dyt.py", "configuration_llama_dyt.py", "dynamic_tanh.py", "rope.py"} <= set(sources)
-    assert not [name for name in sources if name.startswith("dynamic_tanh_")], "kernels stay with the package"
+@pytest.mark.parametrize("norm", ["dyt", "rmsnorm"])
+def test_exported_files_import_nothing_of_the_package(norm):
+    sources = modeling_sources("llama_dyt", norm)
+    needed = {"modeling_llama_dyt.py", "configuration_llama_dyt.py", "llama_dyt_norms_layers_dynamic_tanh.py"}
+    assert {*needed, "llama_dyt_models_ops_rope.py"} <= set(sources), "named by their whole path, but for HF's two"
+    assert ("llama_dyt_norms_layers_rms_norm.py" in sources) == (norm == "rmsnorm")
+    assert not [name for name in sources if "kernels" in name], "kernels stay with the package"
     for name, text in sources.items():
         compile(text, name, "exec")
         assert "import llama_dyt" not in text and "from llama_dyt" not in text, name
+
+
+def test_a_family_that_is_in_no_file_is_refused_with_what_to_do(monkeypatch):
+    module = types.ModuleType("typed_in")
+    monkeypatch.setitem(sys.modules, "typed_in", module)
+    monkeypatch.setattr(FAMILIES, "_entries", {})
+    text = Path(__file__).parents[2].joinpath("extension/two_matrix_family.py").read_text(encoding="utf-8")
+    exec(text, module.__dict__)
+    with pytest.raises(ConfigurationError) as refused:
+        require_travelling(build_config("two_matrix_tiny"))
+    assert str(refused.value) == (
+        "model family two_matrix: its classes cannot travel with the model, since typed_in is no module with a file: "
+        "put them in a file of their own and bring it in by --import"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "modules"),
+    [
+        ({"norm_type": "mine", "norm_module": "my_norm"}, ["my_norm"]),
+        ({"model_type": "mine", "family_module": "my_family"}, ["my_family"]),
+        ({"model_type": "a", "family_module": "both", "norm_type": "b", "norm_module": "both"}, ["both"]),
+        ({"model_type": "llama_dyt", "norm_type": "dyt"}, []),
+    ],
+)
+def test_a_saved_model_names_the_modules_that_must_be_imported(tmp_path, fields, modules):
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    problems = missing_imports(tmp_path)
+    assert [(problem.flag, problem.value) for problem in problems] == [("import", module) for module in modules]
+    assert all(f"give --import {module}" in problem for module, problem in zip(modules, problems))
 
 
 WITHOUT_THE_PACKAGE = """
@@ -96,6 +144,52 @@ def test_an_exported_folder_loads_without_the_package(tmp_path):
     assert ran.returncode == 0, ran.stderr[-3000:]
 
 
+TRUST = ", trust_remote_code=True"
+
+
+def loading_snippets():
+    """Every Python block of README and docs/checkpoints.md that loads a folder, as it stands and with our package."""
+    root = Path(llama_dyt.__file__).parents[1]
+    text = "\n".join((root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/checkpoints.md"))
+    blocks = [block for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "from_pretrained" in block]
+    assert len(blocks) == 2 and all(block.count(TRUST) == 2 for block in blocks)
+    alone = [f"import sys; sys.modules['llama_dyt'] = None\n{block}" for block in blocks]
+    return [*alone, *(f"import llama_dyt\n{block.replace(TRUST, '')}" for block in blocks)]
+
+
+def test_the_documented_ways_to_load_a_folder_ask_nothing_and_warn_of_nothing(tmp_path):
+    model = tiny_model(vocab_size=330, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "model")
+    train_sentencepiece(
+        ["def area(width, height):\n    return width * height\n" * 40], tmp_path / "t", 330
+    ).save_pretrained(tmp_path / "model")
+    environment = os.environ | {
+        "HF_MODULES_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(llama_dyt.__file__).parents[1]),
+    }
+    last = "\nassert model(**tokenizer('def area', return_tensors='pt')).logits.shape[-1] == 330\n"
+    programs = [
+        re.sub(r'^folder = ".*"$', f"folder = {str(tmp_path / 'model')!r}", snippet, flags=re.M) + last
+        for snippet in loading_snippets()
+    ]
+    pipe = subprocess.PIPE
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
+        for program in dict.fromkeys(programs)
+    ]
+    for process in started:
+        stdout, stderr = process.communicate(timeout=500)
+        told = [line for line in re.split(r"[\r\n]+", stderr) if line and not line.startswith("Loading weights:")]
+        assert (process.returncode, stdout, told) == (0, "", [])
+
+
 REGISTRATION = {
     "config alone does not import torch": "import llama_dyt.config, sys; assert 'torch' not in sys.modules",
     "package first": "import llama_dyt; from transformers import AutoModelForCausalLM as M, AutoConfig as C; TRY",
@@ -109,7 +203,7 @@ def test_registration_works_in_every_order_of_imports(tmp_path, case):
     tiny_model().save_pretrained(tmp_path)
     attempt = (
         f"assert type(C.from_pretrained({str(tmp_path)!r})).__name__ == 'LlamaDytConfig';"
-        f"assert type(M.from_pretrained({str(tmp_path)!r})).__module__ == 'llama_dyt.models.modeling_llama_dyt'"
+        f"assert type(M.from_pretrained({str(tmp_path)!r})).__module__ == 'llama_dyt.models.llama.modeling_llama_dyt'"
     )
     code = REGISTRATION[case].replace("TRY", attempt)
     root = os.path.dirname(os.path.dirname(llama_dyt.__file__))
@@ -117,3 +211,31 @@ def test_registration_works_in_every_order_of_imports(tmp_path, case):
         [sys.executable, "-c", code], cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "line", ["import beside_it", "from beside_it import near", "from . import near", "import lonely.near"]
+)
+def test_a_file_that_needs_what_lies_beside_it_cannot_travel(line, tmp_path, monkeypatch):
+    (tmp_path / "lonely.py").write_text(f"import json, torch\n{line}\n")
+    module = types.ModuleType("lonely")
+    module.__file__ = str(tmp_path / "lonely.py")
+    monkeypatch.setitem(sys.modules, "lonely", module)
+    with pytest.raises(ConfigurationError, match=f"^--norm mine: its file lonely cannot travel .* it needs '{line}'"):
+        _source_of_user("lonely", "--norm mine")
+    (tmp_path / "lonely.py").write_text("import json, torch\nfrom huggingface_hub.dataclasses import strict\n")
+    assert "strict" in _source_of_user("lonely", "--norm mine")
+
+
+def test_a_family_that_names_parts_its_layers_have_not_is_told_all_of_them(monkeypatch):
+    spec = replace(FAMILIES.get("llama_dyt"), row_parallel=("self_attn.o_proj", "mlp.dwn_proj"), layer_norms=("ln",))
+    config = build_config("15m")
+    require_parts(config)
+    monkeypatch.setattr("llama_dyt.models.build.family_of", lambda config: spec)
+    with pytest.raises(ConfigurationError) as refused:
+        require_parts(config)
+    first, second = refused.value.problems
+    assert first.startswith(
+        "model family llama_dyt: its row_parallel names 'mlp.dwn_proj', which its layers do not have;"
+    )
+    assert "mlp.down_proj" in first and second.startswith("model family llama_dyt: its layer_norms names 'ln'")

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from llama_dyt.models import LlamaDytForCausalLM, RotaryEmbedding, build_config
-from llama_dyt.models.rope import rotate
+from llama_dyt.models.ops.rope import rotate
 
 SCALINGS = {
     "default": {"rope_type": "default"},

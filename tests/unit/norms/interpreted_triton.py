@@ -21,10 +21,11 @@ from dynamic_tanh_checks import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_dyt.norms import dynamic_tanh, dynamic_tanh_op
+from llama_dyt.norms import dynamic_tanh
+from llama_dyt.norms.kernels import operator as dynamic_tanh_op
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/unit/norms/test_dynamic_tanh_triton.py"
-from llama_dyt.norms import dynamic_tanh_triton  # noqa: E402
+from llama_dyt.norms.kernels import triton as dynamic_tanh_triton  # noqa: E402
 
 dynamic_tanh_op.backend_of = lambda x: dynamic_tanh_triton
 ULPS = {torch.float32: 0.5, torch.float16: 0.5, torch.bfloat16: 1.0}
@@ -94,7 +95,7 @@ def test_the_same_every_time():
 
 def test_the_result_is_the_cpus():
     """One function for tanh in both kernels: they differ by no more than a compiler's choice of multiply-add."""
-    from llama_dyt.norms import dynamic_tanh_cpu
+    from llama_dyt.norms.kernels import cpu as dynamic_tanh_cpu
 
     x, alpha, weight, bias, grad = example((16, 64), torch.float32, bias=True)
     ours = outcome(dynamic_tanh, x, alpha, weight, bias, grad)

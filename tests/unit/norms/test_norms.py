@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from llama_dyt.norms import NORMS, DynamicTanh, RMSNorm, build_norm, dynamic_tanh
+from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.models import build_config
+from llama_dyt.norms import NORMS, DynamicTanh, RMSNorm, dynamic_tanh
+from llama_dyt.norms.spec import ATTENTION, FINAL
 
 
 def test_dynamic_tanh_is_the_papers_formula_with_llamas_parameters():
@@ -73,13 +76,16 @@ def test_rms_norm_is_transformers_in_fp32_to_the_last_bit():
     assert torch.equal(ours(x), theirs(x))
 
 
-def test_registry_builds_each_norm_by_name():
-    assert set(NORMS) == {"dyt", "rmsnorm"}
-    dyt, rms = build_norm("dyt", 6, alpha_init=0.2), build_norm("rmsnorm", 6, alpha_init=None, eps=1e-3)
-    assert isinstance(dyt, DynamicTanh) and dyt.alpha.item() == pytest.approx(0.2) and dyt.bias is None
+def test_each_norm_is_built_by_name_for_its_place():
+    assert set(NORMS.names()) == {"dyt", "rmsnorm"}
+    config = build_config("15m", attn_alpha_init_value=0.3, dec_alpha_init_value=0.2)
+    first, last = (NORMS.get("dyt").build(config, place) for place in (ATTENTION, FINAL))
+    assert isinstance(first, DynamicTanh) and first.alpha.item() == pytest.approx(0.3) and first.bias is None
+    assert last.alpha.item() == pytest.approx(0.2)
+    rms = NORMS.get("rmsnorm").build(build_config("15m", "rmsnorm", rms_norm_eps=1e-3), FINAL)
     assert isinstance(rms, RMSNorm) and rms.eps == 1e-3
 
 
-def test_unknown_norm_names_those_there_are():
-    with pytest.raises(ValueError, match=r"'layernorm'.*dyt, rmsnorm"):
-        build_norm("layernorm", 6)
+def test_an_unknown_norm_names_those_there_are_and_how_ones_own_is_brought_in():
+    with pytest.raises(ConfigurationError, match=r"'layernorm'.*dyt, rmsnorm.*--import"):
+        NORMS.get("layernorm")

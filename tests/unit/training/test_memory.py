@@ -2,7 +2,7 @@ import pytest
 
 from llama_dyt.config.run import RunConfig
 from llama_dyt.models import build_config, count_parameters
-from llama_dyt.training.memory import estimate_memory
+from llama_dyt.training.sizing.memory import estimate_memory
 
 CONFIG = build_config("llama2_7b")
 PARAMETERS = count_parameters(CONFIG)

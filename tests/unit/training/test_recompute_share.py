@@ -2,14 +2,14 @@
 
 import pytest
 
-from llama_dyt.boosters.launch import ProcessEnvironment
 from llama_dyt.config import check
 from llama_dyt.config.run import RunConfig
+from llama_dyt.core.environment import ProcessEnvironment
 from llama_dyt.models import build_config
-from llama_dyt.training import recompute_share
-from llama_dyt.training.memory import estimate_memory
 from llama_dyt.training.plan import make_plan
-from llama_dyt.training.recompute_share import choose_share
+from llama_dyt.training.sizing import recompute_share
+from llama_dyt.training.sizing.memory import estimate_memory
+from llama_dyt.training.sizing.recompute_share import choose_share
 
 CONFIG = build_config("llama2_7b")
 ENVIRONMENT = ProcessEnvironment(0, 8, local_world_size=8)
@@ -30,7 +30,7 @@ def needed(share, **flags):
 def test_one_layer_fewer_would_not_fit(layers):
     limit = int(needed(layers / 32) / MEGABYTE) + 1
     chosen = choose_share(make_run(memory_limit=limit), CONFIG, ENVIRONMENT, "cuda")
-    assert (chosen.layers, chosen.share, chosen.fits) == (layers, layers / 32, True)
+    assert (chosen.num_recomputing, chosen.share, chosen.fits) == (layers, layers / 32, True)
     assert chosen.needed == needed(layers / 32) <= limit * MEGABYTE
     if layers:
         assert needed((layers - 1) / 32) > limit * MEGABYTE  # one alone keeps its input and is no less at its turn

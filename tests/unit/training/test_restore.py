@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from llama_dyt.errors import CheckpointError
-from llama_dyt.training.checkpoint import MARKER, step_folder
-from llama_dyt.training.restore import complete_steps, find_checkpoint
+from llama_dyt.core.errors import CheckpointError
+from llama_dyt.training.checkpoint.marker import MARKER, step_folder
+from llama_dyt.training.checkpoint.reader import complete_steps, find_checkpoint
 
 
 def make_checkpoint(save_dir, step, size=3):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from llama_dyt.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.training.schedule import FINAL_FRACTION, learning_rate_factor
 
 NAMES = ("cosine", "quadratic", "linear", "constant")

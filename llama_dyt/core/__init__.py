@@ -1,0 +1,1 @@
+"""What every part may use and knows neither models nor runs. This file imports nothing: `core.ranks` loads torch."""

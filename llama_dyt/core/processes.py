@@ -1,0 +1,113 @@
+"""Processes as Linux shows them: which one started which, whether one is still there, and how to end with one."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process as it was when it was looked at.
+
+    Attributes:
+        started: clock ticks between the machine's start and its own; with the pid it names one process for good.
+        parent: pid of who it belongs to now, 0 where that lies outside this container.
+        words: its command line.
+    """
+
+    pid: int
+    started: int
+    parent: int
+    words: tuple[str, ...]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it still runs. One that has ended and was not waited for does not."""
+        return start_time(self.pid) == self.started
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks; None where there is none, or only what is left of it."""
+    stat = _stat(pid)
+    return None if stat is None else stat[1]
+
+
+def look_at(pid: int) -> Process | None:
+    """A running process; None where there is none, or where it may not be seen (another user's, with hidepid)."""
+    stat = _stat(pid)
+    if stat is None:
+        return None
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = tuple(os.fsdecode(word) for word in file.read().rstrip(b"\0").split(b"\0"))
+    except OSError:
+        return None
+    return Process(pid, stat[1], stat[0], words)
+
+
+def boot_id() -> str | None:
+    """What tells this machine's present run from every other; None where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def pid_namespace() -> int | None:
+    """Within which pids mean the same processes; None where the system does not say."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return None
+
+
+def ancestors() -> list[Process]:
+    """Who started this process, who started that one, and so on as far as can be seen."""
+    found: list[Process] = []
+    pid = os.getppid()
+    while pid > 0 and (process := look_at(pid)) is not None:
+        found.append(process)
+        pid = process.parent
+    return found
+
+
+def children() -> list[int]:
+    """Pids of the processes that this one has started, by any of its threads, and that have not been waited for."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir("/proc/self/task"):
+            with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:
+                found += map(int, file.read().split())
+    return found
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel end this process, at once and whatever it is doing, when its parent ends.
+
+    More exactly, when the thread ends that started this process. A program started by this one does not inherit it.
+
+    Args:
+        parent: its pid, as the parent told it or as was read before: it may be gone already, and then so is this.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _stat(pid: int) -> tuple[int, int] | None:
+    """(parent, start) of a process that runs; None where it is gone or has only not been waited for."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # the name before it may hold anything
+    except OSError:
+        return None
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[1]), int(fields[19])

@@ -1,0 +1,1 @@
+"""Stores of this package; one file each, with an attribute STORE."""

@@ -1,0 +1,227 @@
+"""Datasets of the Hugging Face hub, streamed through `datasets`, with positions and with errors that come at once.
+
+The hub is asked first, once and without retries, and told what to stream of repositories that only hold a loading
+script, which `datasets` no longer runs (the two default datasets are such).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llama_dyt.core.errors import DataError
+from llama_dyt.data.formats import jsonl
+from llama_dyt.data.formats.format import Format
+from llama_dyt.data.formats.lines import parse_json_line
+from llama_dyt.data.formats.record_files import check_text
+from llama_dyt.data.formats.sources import ReadOptions, Source, TextSource
+
+_PROBE_SECONDS = 10
+_STATE_EVERY = 256
+_RAW_LINE = "text"  # the column of datasets' "text" builder
+_PARQUET_REVISION = "refs/convert/parquet"
+_LOCAL_REMEDY = "use local .jsonl or .parquet files (-d FOLDER) or `-d sample`"
+
+
+def probe(
+    name: str, *, repo_type: str = "dataset", revision: str | None = None, flag: str = "--tokenizer"
+) -> list[str]:
+    """Asks the hub once, without retries, which files a repository has.
+
+    Args:
+        flag: what a repository of type "model" was given by, for messages.
+
+    Raises:
+        DataError: the hub cannot be reached, or the repository is missing or closed.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    remedy = _LOCAL_REMEDY if repo_type == "dataset" else f"give {flag} a local folder or file"
+    kind = "dataset" if repo_type == "dataset" else "tokenizer"
+    try:
+        info = HfApi().repo_info(name, repo_type=repo_type, revision=revision, timeout=_PROBE_SECONDS)
+    except GatedRepoError as error:
+        raise DataError(
+            f"'{name}' needs permission; ask for it on its hub page and run `hf auth login`", about=name, noun=kind
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"'{name}' is neither a local path nor on the hub (or it is private); check the name, or {remedy}",
+            about=name,
+            noun=kind,
+        ) from error
+    except HFValidationError as error:
+        raise DataError(
+            f"'{name}' is neither a local path nor a possible hub name; {remedy}", about=name, noun=kind
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise DataError(
+            f"'{name}' is no local path, and HF_HUB_OFFLINE forbids asking the hub; {remedy}", about=name, noun=kind
+        ) from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"'{name}' is no local path, and the hub cannot be reached ({reason}); {remedy}", about=name, noun=kind
+        ) from error
+    return [sibling.rfilename for sibling in info.siblings or []]
+
+
+def plan(name: str, task: str | None, files: Sequence[str], converted: Sequence[str] | None) -> dict:
+    """Chooses the arguments of `load_dataset` for a repository.
+
+    Args:
+        name, task: the repository and the configuration asked for, if any.
+        files: the repository's files.
+        converted: files of its `refs/convert/parquet` revision; asked for only where `needs_conversion` says so.
+    Returns:
+        keyword arguments for `datasets.load_dataset`; key "raw" (removed by the caller) is True for a stream of
+        unparsed JSON lines.
+    """
+    if not _has_script(name, files):
+        return {"path": name, "name": task}
+    lines = sorted(file for file in files if _is_json_lines(file))
+    if lines:
+        # Slices differ in `meta`, which the JSON builder's one schema refuses: read lines and parse them here.
+        return {"path": "text", "data_files": [f"hf://datasets/{name}/{file}" for file in lines], "raw": True}
+    tasks = sorted({file.split("/")[0] for file in converted or () if file.endswith(".parquet")})
+    if task is None and len(tasks) == 1:
+        task = tasks[0]
+    if task not in tasks:
+        raise DataError(
+            f"'{name}' has {'no task ' + repr(task) if task else 'several tasks'}; "
+            f"choose with --task_name one of: {', '.join(tasks) or '(none can be streamed)'}",
+            about=name,
+            noun="dataset",
+        )
+    chosen = sorted(file for file in converted or () if file.startswith(f"{task}/train/"))
+    if not chosen:
+        raise DataError(
+            f"'{name}' holds only a loading script and no complete converted `train` split for {task!r}; "
+            f"download it and {_LOCAL_REMEDY}",
+            about=name,
+            noun="dataset",
+        )
+    return {"path": "parquet", "data_files": [f"hf://datasets/{name}@{_PARQUET_REVISION}/{file}" for file in chosen]}
+
+
+def _is_json_lines(name: str) -> bool:
+    return name.lower().endswith(jsonl.FORMAT.suffixes)
+
+
+def _has_script(name: str, files: Sequence[str]) -> bool:
+    return f"{name.split('/')[-1]}.py" in files
+
+
+def needs_conversion(name: str, files: Sequence[str]) -> bool:
+    return _has_script(name, files) and not any(_is_json_lines(file) for file in files)
+
+
+class HubSource(TextSource):
+    """Records of a hub dataset's `train` split, in its own order.
+
+    Args:
+        name: a hub dataset (or anything else that `datasets.load_dataset` takes, such as a local folder).
+        fields: the columns to yield; all must be strings.
+        task: the dataset's configuration, if it has several.
+        skip_bad_lines: count unusable records instead of raising.
+    """
+
+    is_local = False
+
+    def __init__(self, name: str, fields: Sequence[str] = ("text",), task: str | None = None, skip_bad_lines=False):
+        self.name = name
+        self.fields = tuple(fields)
+        self.task = task
+        self.skip_bad_lines = skip_bad_lines
+        self.bad_lines = 0
+        self.fingerprint = f"hub:{name}:{task or ''}:{','.join(self.fields)}"
+        self._plan: dict | None = None
+
+    def _open(self):
+        from datasets import load_dataset
+
+        if self._plan is None:
+            if Path(self.name).exists():
+                self._plan = {"path": self.name, "name": self.task}
+            else:
+                files = probe(self.name)
+                converted = probe(self.name, revision=_PARQUET_REVISION) if needs_conversion(self.name, files) else None
+                self._plan = plan(self.name, self.task, files, converted)
+        arguments = dict(self._plan)
+        raw = arguments.pop("raw", False)
+        return load_dataset(**arguments, streaming=True, split="train"), raw
+
+    def iterate(self, position: dict | None = None) -> Iterator[tuple[tuple[str, ...], dict]]:
+        position = position or {"state": None, "skip": 0, "row": 0, "bad_lines": 0}
+        state, skip, row, self.bad_lines = (position[key] for key in ("state", "skip", "row", "bad_lines"))
+        try:
+            stream, raw = self._open()
+            if state is not None:
+                stream.load_state_dict(state)
+            seen = 0  # records since `state`; asking for the state at every record would cost more than reading it
+            for record in stream:
+                seen += 1
+                if seen > skip:
+                    values = self._values(record, raw)
+                    row += 1
+                    if seen % _STATE_EVERY == 0:
+                        state, seen, skip = stream.state_dict(), 0, 0
+                    if isinstance(values, str):
+                        self._bad(f"'{self.name}', record {row - 1}: {values}")
+                    elif values is not None:
+                        yield values, {"state": state, "skip": seen, "row": row, "bad_lines": self.bad_lines}
+        except DataError:
+            raise
+        except Exception as error:
+            raise self._cannot_be_streamed(error) from error
+
+    def _values(self, record: dict, raw: bool) -> tuple[str, ...] | str | None:
+        """The record's fields, the reason why they cannot be had, or None for a blank line."""
+        if raw:
+            line = record[_RAW_LINE]
+            return parse_json_line(line.encode(), self.fields) if line.strip() else None
+        values = tuple(record.get(field) for field in self.fields)
+        for value, field in zip(values, self.fields, strict=True):
+            if reason := check_text(value, field):
+                return f"{reason} (it has {', '.join(record)})" if field not in record else reason
+        return values
+
+    def _bad(self, reason: str) -> None:
+        if not self.skip_bad_lines:
+            raise DataError(
+                f"{reason}; correct it, or pass --skip_bad_lines to leave such records out",
+                about=self.name,
+                noun="dataset",
+            )
+        self.bad_lines += 1
+
+    def problems(self) -> list[DataError]:
+        """What would stop the run, found by asking the hub once."""
+        try:
+            self._open()
+        except DataError as error:
+            return [error]
+        except Exception as error:
+            return [self._cannot_be_streamed(error)]
+        return []
+
+    def _cannot_be_streamed(self, error: Exception) -> DataError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"'{self.name}': cannot be streamed ({reason}); check it, or {_LOCAL_REMEDY}"
+        return DataError(message, about=self.name, noun="dataset")
+
+
+class Hub(Format):
+    name = "hub"
+    order = 90
+    is_remote = True
+
+    def matches(self, dataset: str) -> bool:
+        return True
+
+    def open(self, dataset: str, options: ReadOptions) -> Source:
+        return HubSource(dataset, options.fields, options.task, options.skip_bad_lines)
+
+
+FORMAT = Hub()

@@ -1,0 +1,107 @@
+"""Files of records and places in them, whatever their format: what reads a file, and how what is wrong is told."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_dyt.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a dataset: where it lies, its name relative to the dataset (for positions), its size in bytes."""
+
+    path: Path
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the next record of a file begins: byte offset and 1-based line, or for parquet the row (line unused).
+
+    `frame` is where a compressed file can be read from to come to it; None for its beginning.
+    """
+
+    offset: int = 0
+    line: int = 1
+    frame: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes `start` to `stop` of a file (`stop` None: to its end): the lines or row groups that begin in them."""
+
+    path: str
+    name: str
+    start: int
+    stop: int | None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.start == 0 and self.stop is None
+
+
+BadRecord = Callable[[Path, str, str], None]
+"""Called with (file, where in it, reason) for each record that cannot be used; raises, or counts and returns."""
+
+
+def check_text(value: object, field: str) -> str | None:
+    """The reason why a field's value is not usable text, or None when it is."""
+    if value is None:
+        return f"has no field '{field}'"
+    if not isinstance(value, str):
+        return f"field '{field}' is {type(value).__name__}, not a string"
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"field '{field}' holds half of a surrogate pair, which is not valid Unicode"
+    return None
+
+
+def name_the_field(fields: Sequence[str], number: int, texts: Sequence[str]) -> str:
+    """Which flag names field `number` of `fields`, with a field of `texts` as an example."""
+    flag = (("text_field",) if len(fields) == 1 else ("prompt_field", "completion_field"))[number]
+    example = next((name for name in texts if name not in fields), None)
+    return f"name the one to read with --{flag}" + (f", such as --{flag} {example}" if example else "")
+
+
+def explain(error: Exception, where: str) -> None:
+    """Raises a DataError of one line for what the readers underneath raise; returns for anything else."""
+    if isinstance(error, DataError):
+        return
+    if isinstance(error, EOFError):
+        message = f"the compressed file is cut off ({error}); fetch or pack it again"
+    elif isinstance(error, zlib.error) or type(error).__name__ == "ZstdError":
+        message = f"not a valid compressed file ({error}); fetch or pack it again"
+    elif type(error).__name__.startswith("Arrow"):
+        message = f"not a valid parquet file ({_first_line(error)}); fetch or write it again"
+    elif isinstance(error, ImportError):
+        message = f"needs the package {error.name}; run `pip install {error.name}`"
+    elif isinstance(error, OSError):
+        message = f"cannot be read ({error.strerror or _first_line(error)}); check the disk and the file's rights"
+    else:
+        return
+    raise DataError(f"{where}: {message}", about=where) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def stat_file(path: Path, name: str) -> DataFile:
+    """A DataFile for a path. Raises DataError when it is not a readable file."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); check the path and its rights", about=path
+        ) from error
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: no right to read it; change its rights", about=path)
+    return DataFile(path, name, size)

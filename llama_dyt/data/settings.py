@@ -1,0 +1,182 @@
+"""What is read, in which portions, and what is held out of it; and what is wrong with that.
+
+What a dataset or a tokenizer holds is judged where it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llama_dyt.config.options import TRAINING, option
+from llama_dyt.config.run import Owned, RunConfig
+from llama_dyt.core.problem import Problem
+from llama_dyt.data.formats.sources import SAMPLE
+
+DEFAULT_TOKENIZER = "hf-internal-testing/llama-tokenizer"
+"""The tokenizer where neither the run, its data nor its weights bring one: LLaMA's, as Colossal-AI's program has."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is read, and in which portions."""
+
+    dataset: str | None = option(
+        "togethercomputer/RedPajama-Data-1T-Sample",
+        "Text to train on: `sample` (built at once on this machine), a folder or glob of .jsonl, .jsonl.gz, "
+        ".jsonl.zst or .parquet, a hub dataset in the default's form, or a mixture (.yaml).",
+        short="-d",
+        entries=TRAINING,
+        defaults={"finetune": "yizhongw/self_instruct", "benchmark": None},
+        metavar="NAME|PATH",
+        path=True,
+    )
+    tokenizer: str | None = option(
+        None,
+        "Tokenizer: a folder, a SentencePiece .model file or a hub name. None takes the one that comes with "
+        f"--model_path or with the sample corpus, else {DEFAULT_TOKENIZER}.",
+        entries=TRAINING,
+        metavar="PATH|HUB_NAME",
+        path=True,
+    )
+    task_name: str = option(
+        "super_natural_instructions", "Which part of a hub dataset to fine-tune on.", entries=("finetune",)
+    )
+    parse_special_tokens: bool | None = option(
+        None,
+        "Take special tokens written in the data for tokens, not text; saved with the model. None asks the tokenizer.",
+        entries=("finetune",),
+    )
+    max_length: int = option(
+        4096, "Sequence length, in tokens.", short="-l", spellings=("max_context_width",), metavar="TOKENS", at_least=2
+    )
+    batch_size: int = option(2, "Sequences a data-parallel rank takes at once.", short="-b", at_least=1)
+    reset_position_ids: bool = option(
+        False, "Count positions from 0 at each document of a packed sequence.", entries=("pretrain",)
+    )
+    reset_attention_mask: bool = option(
+        False, "Keep attention within each document of a packed sequence.", entries=("pretrain",)
+    )
+    num_epochs: int = option(1, "Passes over the dataset.", short="-e", entries=TRAINING, at_least=1)
+    shuffle: str = option(
+        "none",
+        "Order of the data. none: that of the files; documents or sequences: shuffled by --seed, anew in each epoch. "
+        "Text is shuffled by documents only, --shuffle_buffer of them at a time.",
+        choices=("none", "documents", "sequences"),
+        entries=("pretrain",),
+    )
+    shuffle_buffer: int = option(
+        2000, "Documents of text that are shuffled together.", entries=("pretrain",), metavar="DOCUMENTS", at_least=1
+    )
+    num_workers: int = option(
+        1,
+        "Processes of each rank that tokenize text ahead of the steps; 0 does it in a thread of the rank. Prepared "
+        "tokens need none.",
+        entries=("pretrain",),
+        at_least=0,
+    )
+    skip_bad_lines: bool = option(
+        False, "Count and skip lines that are not JSON or lack their field, in place of stopping.", entries=TRAINING
+    )
+
+
+@dataclass(frozen=True)
+class ColumnSettings:
+    """The fields, or columns, of a record that hold what is learned."""
+
+    text_field: str = option(
+        "text",
+        "The field, or column, that holds the text of a record; a mixture's source may name its own (field: ...).",
+        entries=("pretrain",),
+        metavar="NAME",
+    )
+    prompt_field: str = option(
+        "prompt", "The field, or column, that holds the prompt of a record.", entries=("finetune",), metavar="NAME"
+    )
+    completion_field: str = option(
+        "completion",
+        "The field, or column, that holds the completion of a record.",
+        entries=("finetune",),
+        metavar="NAME",
+    )
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Loss and perplexity on text that is not trained on, at intervals."""
+
+    validation_freq: int | None = option(
+        None,
+        "Steps between validations; there is one at the end too. None or 0 is no validation.",
+        entries=TRAINING,
+        metavar="STEPS",
+        at_least=0,
+    )
+    validation_batches: int = option(
+        16,
+        "Global batches to validate on, the same ones each time; a validation set that has fewer is taken whole.",
+        entries=TRAINING,
+        metavar="N",
+        at_least=1,
+    )
+    validation_dataset: str | None = option(
+        None,
+        "What to validate on: anything that --dataset takes. None is what --validation_fraction holds out, else what "
+        "the sample, prepared data or a mixture's sources have held out already.",
+        entries=TRAINING,
+        metavar="NAME|PATH",
+        path=True,
+    )
+    validation_fraction: float | None = option(
+        None,
+        "Share of the documents of --dataset that is left out of training and validated on, chosen by each document's "
+        "own hash; in fine-tuning by that of the prompt, so that a prompt is on one side alone.",
+        entries=TRAINING,
+        above=0,
+        at_most=0.5,
+        metavar="SHARE",
+    )
+    score_held_out: bool = option(
+        False,
+        "With --dataset sample: score the last checkpoint on the text that the sample holds out, in bits per byte, "
+        "beside a unigram model and gzip -9.",
+        entries=("pretrain",),
+    )
+
+
+def problems(run: RunConfig, world_size: int | None, device: str | None) -> Iterator[Problem]:
+    """Problems of the validation flags; what a validation set holds is checked where it is read."""
+    settings = run.validation
+    if run.kind == "benchmark":
+        return
+    if settings.validation_dataset is not None and settings.validation_fraction is not None:
+        reason = (
+            f"and --validation_fraction {settings.validation_fraction:g}: give one of the two, the set or the share of "
+            "--dataset to hold out"
+        )
+        also = ("validation_fraction",)
+        yield Problem("validation_dataset", settings.validation_dataset, reason, also=also, clause=True)
+    if settings.validation_dataset is not None and not settings.validation_freq:
+        reason, remedy = (
+            "has no effect without --validation_freq",
+            "give the steps between validations, or leave it out",
+        )
+        also = ("validation_freq",)
+        yield Problem("validation_dataset", settings.validation_dataset, reason, remedy, also=also, clause=True)
+    if settings.score_held_out and run.data.dataset != SAMPLE:
+        reason = (
+            f"is for --dataset sample, and this is {run.data.dataset}: leave it out, and measure other text by "
+            "--validation_freq"
+        )
+        yield Problem("score_held_out", True, reason, also=("dataset",), clause=True)
+
+
+def path_problems(run: RunConfig) -> Iterator[Problem]:
+    """What is wrong with the names of what is read."""
+    if run.kind != "benchmark" and run.data.dataset is None:
+        yield Problem("dataset", None, "is needed: give sample, a folder, a glob or a hub dataset", clause=True)
+
+
+OWNED = Owned(
+    {"data": DataSettings, "columns": ColumnSettings, "validation": ValidationSettings}, problems, path_problems
+)

@@ -1,0 +1,63 @@
+"""The config.json of a saved model: written with all that the folder needs, and asked for the user's modules it needs.
+
+A module of the user's is named where it is missing, and never imported because a file says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llama_dyt.core.problem import Problem
+from llama_dyt.models.export import export_modeling_files, users_module
+from llama_dyt.models.spec import FAMILIES, family_of
+from llama_dyt.norms.by_name import norm_of
+from llama_dyt.norms.spec import NORMS
+
+
+def save_config(config: Any, folder: str | Path) -> None:
+    """Write config.json and the modeling files that make a folder load without this package.
+
+    Raises:
+        ConfigurationError: a norm or family of the user's cannot travel.
+    """
+    family = family_of(config)
+    config = type(config).from_dict(config.to_dict())
+    causal_lm = family.load_causal_lm_class()
+    for field, module in (("norm_module", norm_of(config).module), ("family_module", causal_lm.__module__)):
+        if users_module(module) is not None:
+            setattr(config, field, module)
+    config.architectures = [causal_lm.__name__]
+    config.dtype = "float32"
+    config.save_pretrained(folder)
+    export_modeling_files(folder)
+
+
+def missing_imports(folder: Path) -> list[Problem]:
+    """What must be given to --import before the model in a folder can be made; none where there is no config.json.
+
+    Args:
+        folder: of an HF model; of one that is not here nothing is known.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []  # judged where the config is read
+    asked = (
+        ("norm", NORMS, config.get("norm_type"), config.get("norm_module")),
+        ("model family", FAMILIES, config.get("model_type"), config.get("family_module")),
+    )
+    needed: dict[str, list[str]] = {}
+    for kind, known, name, module in asked:
+        if module is not None and known.find(str(name)) is None:
+            needed.setdefault(module, []).append(f"the {kind} {name!r}")
+    return [
+        Problem(
+            "import",
+            module,
+            f"{folder} has {' and '.join(things)}, which {'is' if len(things) == 1 else 'are'} in this module",
+            f"give --import {module}, where Python finds it",
+        )
+        for module, things in needed.items()
+    ]

@@ -1,0 +1,1 @@
+"""Our families, one file each; they import neither torch nor transformers."""

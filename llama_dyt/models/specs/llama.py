@@ -1,0 +1,89 @@
+"""LLaMA with norms by name: where it differs from the shape in `models.spec` (nowhere), and its published sizes.
+
+Initial alphas are not here: they depend on the width alone and live with the norms.
+"""
+
+from __future__ import annotations
+
+from llama_dyt.models.size import Size
+from llama_dyt.models.spec import ModelSpec
+
+_LLAMA3 = {"vocab_size": 128256, "max_length": 8192, "rope_theta": 500_000.0}
+
+_SIZES = {
+    # LLaMA-1: Meta's params.json (norm_eps is 1e-5 in the 65B release only). Colossal-AI's table had an
+    # intermediate size of 13760 for 13B and 17888 for 30B; these are the released ones.
+    "llama1_7b": Size(4096, 32, 32, 32, 11008, max_length=2048, rms_norm_eps=1e-6),
+    "llama1_13b": Size(5120, 40, 40, 40, 13824, max_length=2048, rms_norm_eps=1e-6),
+    "llama1_30b": Size(6656, 60, 52, 52, 17920, max_length=2048, rms_norm_eps=1e-6),
+    "llama1_65b": Size(8192, 80, 64, 64, 22016, max_length=2048),
+    # LLaMA-2 as the DyT paper trained it (arXiv 2503.10622).
+    "llama2_1.4b": Size(2048, 24, 16, 4, 6144),
+    "llama2_7b": Size(4096, 32, 32, 32, 11008),
+    "llama2_13b": Size(5120, 40, 40, 40, 13824),
+    "llama2_34b": Size(8192, 48, 64, 8, 22016),
+    "llama2_70b": Size(8192, 80, 64, 8, 28672),
+    # LLaMA-3 and its smaller relatives, from the DyT authors' LLaMA program.
+    "llama3_194m": Size(1024, 10, 8, 8, 2816, **_LLAMA3),
+    "llama3_1.8b": Size(2048, 24, 16, 8, 7168, **_LLAMA3),
+    "llama3_3.2b": Size(3072, 24, 24, 8, 8192, **_LLAMA3),
+    "llama3_8b": Size(4096, 32, 32, 8, 14336, **_LLAMA3),
+    "llama3_70b": Size(8192, 80, 64, 8, 28672, **_LLAMA3),
+    # Colossal-AI's benchmark: HuggingFace's defaults but for what is named there, hence the eps.
+    "100m": Size(1024, 4, 32, 32, 2048, rms_norm_eps=1e-6),
+    "5b": Size(4096, 32, 32, 8, 11008, rms_norm_eps=1e-6),
+    # Small enough to train on a laptop's CPU.
+    "15m": Size(288, 6, 6, 6, 768, max_length=1024),
+}
+
+_ALIASES = {
+    # A bare size is LLaMA-2's where LLaMA-2 has it, else the only generation that does.
+    "7b": "llama2_7b",
+    "13b": "llama2_13b",
+    "34b": "llama2_34b",
+    "70b": "llama2_70b",
+    "1.4b": "llama2_1.4b",
+    "30b": "llama1_30b",
+    "65b": "llama1_65b",
+    "194m": "llama3_194m",
+    "1.8b": "llama3_1.8b",
+    "3.2b": "llama3_3.2b",
+    "8b": "llama3_8b",
+    # The paper calls it 33B, Meta's files 30B.
+    "33b": "llama1_30b",
+}
+
+_SPELLINGS = {
+    # "LLaMA" without a number is the first.
+    "llama_7b": "llama1_7b",
+    "llama_13b": "llama1_13b",
+    "llama_30b": "llama1_30b",
+    "llama_65b": "llama1_65b",
+    "llama_33b": "llama1_30b",
+    "llama1_33b": "llama1_30b",
+    "llama_100m": "100m",
+    "llama_15m": "15m",
+    "llama_5b": "5b",
+}
+
+
+class _Llama(ModelSpec):
+    def preset(self, name: str) -> Size | None:
+        for generation in "123":
+            name = name.replace(f"llama_{generation}_", f"llama{generation}_")
+        return super().preset(name)
+
+
+_MODELING = "llama_dyt.models.llama"
+
+FAMILY = _Llama(
+    name="llama_dyt",
+    in_words="LLaMA",
+    config_class=f"{_MODELING}:LlamaDytConfig",
+    decoder_class=f"{_MODELING}:LlamaDytModel",
+    causal_lm_class=f"{_MODELING}:LlamaDytForCausalLM",
+    aliases=("llama",),  # a plain one has the same shape and, with rmsnorm, the same weights
+    presets=_SIZES,
+    preset_aliases=_ALIASES,
+    preset_spellings=_SPELLINGS,
+)

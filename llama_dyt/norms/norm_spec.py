@@ -1,0 +1,48 @@
+"""What a norm is to everything else, as one value. Plain Python: a copy lies in every saved model's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ATTENTION, FEED_FORWARD, FINAL = "attention", "feed_forward", "final"
+"""The places of a decoder that have a norm: before attention, before the feed-forward block, and the last one."""
+
+
+def _settle_nothing(config: Any) -> None:
+    """A norm without fields of its own in the config."""
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """One kind of norm.
+
+    Attributes:
+        name: what `--norm` takes, and `norm_type` in a config.
+        module: `__name__` of the file with this spec; it travels with saved models, so it may import torch, the
+            standard library, `llama_dyt.norms` and `llama_dyt.config.options` alone.
+        build: (HF config, place) → the layer, over a last dimension of `config.hidden_size`.
+        starting_value: (parameter, config, place) → the number that fills the parameter of a layer.
+        own_parameters: those that other norms do not have. Where weights trained with another norm are taken over,
+            these are made new; the others (`weight`) are kept.
+        embedding_scale: whether the embedding's output has to be multiplied by a learnable scalar, since the norm does
+            not bring activations to unit size.
+        config_fields: fields of the config that this norm alone has; None in it with other norms.
+        settle: (config) puts defaults into these fields, once, when a config is made; ValueError where one cannot be.
+        probe: (layer, rows) → named scalars of a layer, on its device, from some of its input (tokens, hidden_size) in
+            fp32; these names are keys of a metrics record. None: nothing is looked at.
+        settings: dataclass of options: flags that this norm brings. Those named like a config field are put there.
+    """
+
+    name: str
+    module: str
+    build: Callable[[Any, str], Any]
+    starting_value: Callable[[str, Any, str], float]
+    own_parameters: tuple[str, ...] = ()
+    embedding_scale: bool = False
+    config_fields: tuple[str, ...] = ()
+    settle: Callable[[Any], None] = _settle_nothing
+    probe: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    settings: type | None = None
+    aliases: tuple[str, ...] = field(default=())

@@ -1,0 +1,36 @@
+"""What is told of a run's course as it goes: steps done and skipped, what happened to the data, that it was asked to
+end."""
+
+from __future__ import annotations
+
+from llama_dyt.config.run import RunConfig
+from llama_dyt.training.callbacks.callback import Callback, Training
+from llama_dyt.training.step import StepOutcome
+from llama_dyt.training.trackers.trackers import Trackers
+
+
+class Reporting(Callback):
+    """Opens the trackers with the first batch, and tells them of each step."""
+
+    order = 10
+
+    def __init__(self, run: RunConfig, trackers: Trackers) -> None:
+        super().__init__(run)
+        self._trackers = trackers
+
+    def on_start(self, trainer: Training) -> None:
+        self._trackers.open()
+
+    def after_step(self, trainer: Training, outcome: StepOutcome) -> None:
+        for notice in trainer.batch.notices:
+            trainer.say(f"step {outcome.step}: {notice}")
+        self._trackers.advance()
+        if outcome.result.skipped:
+            trainer.say(
+                f"step {outcome.step}: fp16 gradients overflowed at loss scale {outcome.result.loss_scale:g}, step "
+                f"skipped ({trainer.progress.skipped_steps} so far)"
+            )
+
+    def before_end(self, trainer: Training) -> None:
+        if trainer.stopping:
+            trainer.say(f"step {trainer.progress.step}: asked to end by a signal")

@@ -1,0 +1,163 @@
+"""Finding and reading checkpoints: which one `--load` means, whether it is whole, whether it fits the run.
+
+Finding and checking need no process group, so a wrong path or a truncated file is reported before anything is started.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama_dyt.boosters.training_state import MOMENTS, TrainingState
+from llama_dyt.core.errors import CheckpointError
+from llama_dyt.core.store import Location, at, store_of
+from llama_dyt.models.tensor_files import StoredTensor, TensorFiles
+from llama_dyt.training.checkpoint.marker import MARKER, step_of, why_incomplete
+from llama_dyt.training.checkpoint.publishing import find_steps
+
+
+def complete_steps(save_dir: Location) -> list[Location]:
+    """Complete checkpoints below `save_dir`, oldest first by step; each incomplete one is warned about and left out."""
+    whole, faults = _sort_out(save_dir)
+    for folder, fault in faults.items():
+        warnings.warn(f"skipping incomplete checkpoint {folder}: {fault}", stacklevel=2)
+    return whole
+
+
+def _sort_out(save_dir: Location) -> tuple[list[Location], dict[Location, str]]:
+    """(whole checkpoints, fault of each other), both oldest first."""
+    faults = {folder: why_incomplete(folder) for folder in find_steps(save_dir).values()}
+    whole = [folder for folder, fault in faults.items() if fault is None]
+    return whole, {folder: fault for folder, fault in faults.items() if fault is not None}
+
+
+def find_checkpoint(load: str, save_dir: Location, flag: str = "--load") -> Location | None:
+    """The checkpoint that `--load` means.
+
+    Args:
+        load: a step folder, a save_dir (its newest complete one), or "auto" (the newest complete one of this run's own
+            save_dir, or None to start anew where there is none).
+        flag: what the path was given by, for messages.
+
+    Raises:
+        CheckpointError: the path does not exist, or holds no complete checkpoint; or there are some and none is whole.
+    """
+    path = save_dir if load == "auto" else at(load, flag.removeprefix("--"))
+    if load != "auto":
+        if not path.exists():
+            raise CheckpointError(f"{flag} {load}: no such folder; give a checkpoint, the --save_dir of a run, or auto")
+        if step_of(path.resolve()) is not None or (path / "trainer_state.json").is_file():
+            fault = why_incomplete(path)
+            if fault is not None:
+                raise CheckpointError(
+                    f"{flag} {load}: incomplete checkpoint, {fault}; load an earlier step, or {flag} {path.parent} for "
+                    "the newest complete one"
+                )
+            return path
+    steps = complete_steps(path)
+    if steps:
+        return steps[-1]
+    _, faults = _sort_out(path)
+    if faults:
+        folder, fault = list(faults.items())[-1]
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise CheckpointError(
+            f"{flag} {load}: no complete checkpoint in {path}: {folder.name}: {fault}{more}. Copy it there again; or "
+            f"give another --save_dir to start anew, which in {path} would be over the files of that run"
+        )
+    if load == "auto":
+        return None
+    raise CheckpointError(
+        f"{flag} {load}: no complete checkpoint (step_… folder with a {MARKER} marker) in it; give a folder "
+        "that holds one"
+    )
+
+
+class Checkpoint:
+    """A complete checkpoint.
+
+    Attributes:
+        path: the step folder.
+        trainer_state: step, tokens_seen, data position and RNG states as saved.
+        schedule: what `lr_scheduler` holds.
+        optimizer_scalars: Adam's step count and the loss scaler's state.
+    """
+
+    def __init__(self, path: Location) -> None:
+        self.path = path
+        self.trainer_state = _read_json(path / "trainer_state.json")
+        self.schedule = _read_json(path / "lr_scheduler")
+        self.optimizer_scalars = _read_json(path / "optimizer" / "optimizer.json")
+
+    @property
+    def step(self) -> int:
+        return int(self.trainer_state["step"])
+
+    @property
+    def positions(self) -> int:
+        """The longest sequence that the saved model says it was made for."""
+        return int(_read_json(self.path / "model" / "config.json")["max_position_embeddings"])
+
+    def check_fits(self, shapes: dict[str, torch.Size]) -> None:
+        """Compare names and shapes with the model of the run.
+
+        Raises:
+            CheckpointError: naming the first parameter that differs, with both shapes.
+        """
+        with TensorFiles(self._local("model/") / "model") as files:
+            saved = {name: shape for name, (shape, _) in files.shapes().items()}
+        for name, shape in shapes.items():
+            if name not in saved:
+                raise CheckpointError(
+                    f"checkpoint {self.path} has no parameter {name}, which this run's model has; give the --config "
+                    f"and --norm it was trained with ({self.path / 'model' / 'config.json'})"
+                )
+            if saved[name] != tuple(shape):
+                raise CheckpointError(
+                    f"checkpoint {self.path} holds {name} of shape {list(saved[name])}, this run's model has "
+                    f"{list(shape)}; give the -c/--config and --tokenizer it was trained with"
+                )
+        extra = sorted(set(saved) - set(shapes))
+        if extra:
+            raise CheckpointError(
+                f"checkpoint {self.path} has parameter {extra[0]}, which this run's model lacks; give the --config "
+                f"and --norm it was trained with ({self.path / 'model' / 'config.json'})"
+            )
+
+    @contextmanager
+    def reader(self) -> Iterator[Callable[[str], dict[str, StoredTensor]]]:
+        """A context that gives `read(name)`: "param", "exp_avg" and "exp_avg_sq" of a parameter, each to be indexed by
+        slices: a rank reads its own part alone, straight from the mapped files, in fp32."""
+        folder = self._local()
+        with TensorFiles(folder / "model") as model, TensorFiles(folder / "optimizer", "optimizer") as optimizer:
+
+            def read(name: str) -> dict[str, StoredTensor]:
+                moments = {moment: optimizer[f"{moment}.{name}"] for moment in MOMENTS}
+                return {"param": model[name], **moments}
+
+            yield read
+
+    def _local(self, only: str = "") -> Path:
+        try:
+            return store_of(self.path).local(self.path, only)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}") from error
+
+
+def restore_counters(checkpoint: Checkpoint, state: TrainingState, scaler: Any) -> None:
+    """Set Adam's step count and the loss scaler, once weights and moments were filled from `checkpoint.reader()`."""
+    state.set_optimizer_steps(int(checkpoint.optimizer_scalars["steps"]))
+    scaler.load_state_dict(checkpoint.optimizer_scalars["scaler"])
+
+
+def _read_json(path: Location) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; load an earlier checkpoint") from None

@@ -1,0 +1,216 @@
+"""Writing checkpoints: made aside, complete or absent, the same files whichever plugin and layout wrote them.
+
+    save_dir/step_00000100/
+        model/            fp32 HuggingFace safetensors shards, config, tokenizer, modeling files
+        optimizer/        fp32 moments under the same names, `exp_avg.<name>` and `exp_avg_sq.<name>`; optimizer.json
+        lr_scheduler      the schedule, JSON
+        trainer_state.json
+        COMPLETE          written last: every other file with its size and SHA-256 (`marker.py`)
+
+Reading them is `reader.py`. Where they are kept, and how half of one is never taken for a whole, is `core.store`.
+
+Not torch.distributed.checkpoint's HuggingFaceStorageWriter: that takes twice as long, has no checksums and other names
+(docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from llama_dyt.boosters.grid import Grid
+from llama_dyt.boosters.training_state import MOMENTS, TrainingState
+from llama_dyt.core import files, ranks
+from llama_dyt.core.errors import CheckpointError, LlamaDytError
+from llama_dyt.core.store import Location, Staging, store_of
+from llama_dyt.launch.claim import Claim
+from llama_dyt.training.checkpoint.marker import Written, described, marker_of, step_folder
+from llama_dyt.training.checkpoint.publishing import clear_leftovers
+from llama_dyt.training.checkpoint.tensor_writer import save_tensors
+
+MAX_SHARD_BYTES = 2 * 1024**3
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run. Every method that writes is collective: all ranks call it together."""
+
+    def __init__(
+        self,
+        save_dir: Location,
+        state: TrainingState,
+        grid: Grid,
+        save_model_files: Callable[[Path], None],
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        claim: Claim | None = None,
+        nonce: str = "alone",
+        say: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        """
+        Args:
+            save_model_files: writes config, tokenizer and modeling files into a folder; called on rank 0 alone.
+            claim: rank 0's on `save_dir`; without it nothing that other runs left is touched.
+            nonce: tells this run's unfinished folders from others'; the same on all ranks.
+            say: takes a line about what was replaced or removed; called on rank 0 alone.
+        """
+        self.save_dir = save_dir
+        self._state = state
+        self._grid = grid
+        self._save_model_files = save_model_files
+        self._max_shard_bytes = max_shard_bytes
+        self._claim = claim
+        self._say = say
+        self._nonce = nonce
+        self.last_path: Location | None = None
+
+    def save(
+        self, step: int, trainer_state: dict[str, Any], schedule: dict[str, Any], optimizer_scalars: dict[str, Any]
+    ) -> Location:
+        """Write the checkpoint of `step` and return its path.
+
+        Raises:
+            CheckpointError: any rank could not write (disk full, no permission); the unfinished folder is removed and
+                earlier checkpoints are untouched. Raised on all ranks.
+        """
+        final = step_folder(self.save_dir, step)
+        staging = store_of(final).stage(final, self._nonce)
+        written: dict[str, Written] = {}
+        errors: list[str] = []
+
+        def attempt(action: Callable[[], Any]) -> None:
+            """Run a local write; after a failure only take part in the collectives that are left."""
+            if errors:
+                return
+            try:
+                with ranks.busy(f"writing {final}"):
+                    action()
+            except Exception as error:  # any failure of one rank has to reach all of them, not hang them
+                errors.append(f"rank {dist.get_rank()}: {_reason(error)}")
+
+        def prepare() -> None:
+            if self._claim is not None:
+                self._claim.check()
+                clear_leftovers(self.save_dir, self._say)
+            staging.begin(self._say)
+            self._save_model_files(staging.folder("model"))
+            files.write_json(staging.folder() / "lr_scheduler", schedule)
+            files.write_json(staging.folder("optimizer") / "optimizer.json", optimizer_scalars)
+            files.write_json(staging.folder() / "trainer_state.json", trainer_state)
+            written.update(described(staging.folder()))
+            staging.hand_over()
+
+        def finish() -> None:
+            for kind, index in _indices(shards, written).items():
+                name = f"{kind}/{kind}.safetensors.index.json"
+                files.write_text(staging.folder(kind) / f"{kind}.safetensors.index.json", index)
+                written[name] = Written(len(index.encode()), hashlib.sha256(index.encode()).hexdigest())
+            staging.hand_over()
+            if self._claim is not None:
+                self._claim.check()
+            staging.publish(marker_of(written), self._say)
+
+        is_main = dist.get_rank() == 0
+        with ranks.undoing(staging.discard):
+            if is_main:
+                attempt(prepare)
+            self._raise_together(errors, final)
+            shards = self._write_tensors(staging, attempt, written)
+            self._raise_together(errors, final)
+            for theirs in ranks.gather(written, f"gathering the checksums of {final}"):
+                written.update(theirs)
+            if is_main:
+                attempt(finish)
+            self._raise_together(errors, final)
+        self.last_path = final
+        return final
+
+    def _write_tensors(
+        self, staging: Staging, attempt: Callable[[Callable[[], Any]], None], written: dict[str, Written]
+    ) -> list[list[str]]:
+        """Each pipeline stage's writer writes its own shards; numbers run on over the stages. What this rank wrote is
+        put into `written`.
+
+        Returns:
+            The parameters of every shard.
+        """
+
+        def write(tensors: dict[str, torch.Tensor], kind: str, number: int) -> None:
+            path = staging.folder(kind) / shard_name(kind, number, total)
+            digest = save_tensors(tensors, path)
+            written[f"{kind}/{path.name}"] = Written(path.stat().st_size, digest)
+            staging.hand_over()
+
+        mine = self._plan_shards()
+        stages = [mine]
+        if self._grid.pp_group is not None:
+            stages = ranks.gather(mine, "dividing a checkpoint into shards", self._grid.pp_group)
+        total = sum(len(stage) for stage in stages)
+        first = sum(len(stage) for stage in stages[: self._grid.pp_rank])
+        for number, names in enumerate(mine, start=first):
+            weights: dict[str, torch.Tensor] = {}
+            moments: dict[str, torch.Tensor] = {}
+            for name, tensors in self._state.gather(names):
+                if tensors is None:
+                    continue
+                weights[name] = tensors["param"]
+                for moment in MOMENTS:
+                    moments[f"{moment}.{name}"] = tensors[moment]
+            if weights:
+                attempt(partial(write, weights, "model", number))
+                attempt(partial(write, moments, "optimizer", number))
+        return [names for stage in stages for names in stage]
+
+    def _plan_shards(self) -> list[list[str]]:
+        """This stage's names in order, cut where a shard's fp32 weights would pass the limit."""
+        shards: list[list[str]] = []
+        size = 0
+        for name, num_bytes in self._state.sizes().items():
+            if not shards or size + num_bytes > self._max_shard_bytes:
+                shards.append([])
+                size = 0
+            shards[-1].append(name)
+            size += num_bytes
+        return shards
+
+    def _raise_together(self, errors: list[str], final: Location) -> None:
+        """Make any rank's failure every rank's."""
+        last = (
+            f"the last complete checkpoint is {self.last_path}" if self.last_path else "no checkpoint was written yet"
+        )
+        error = CheckpointError(f"could not write checkpoint {final}: {errors[0]} ({last})") if errors else None
+        ranks.raise_together(error, f"writing {final}")
+
+
+def shard_name(kind: str, number: int, total: int) -> str:
+    """HuggingFace's name of shard `number` (from 0) of `total`."""
+    return f"{kind}.safetensors" if total == 1 else f"{kind}-{number + 1:05d}-of-{total:05d}.safetensors"
+
+
+def _indices(shards: list[list[str]], written: Mapping[str, Written]) -> dict[str, str]:
+    """Kind → HuggingFace's index of its shards; none where one file holds all."""
+    if len(shards) < 2:
+        return {}
+    indices = {}
+    for kind, prefixes in (("model", [""]), ("optimizer", [f"{moment}." for moment in MOMENTS])):
+        weight_map = {
+            prefix + name: shard_name(kind, number, len(shards))
+            for number, names in enumerate(shards)
+            for name in names
+            for prefix in prefixes
+        }
+        total = sum(written[f"{kind}/{name}"].bytes for name in set(weight_map.values()))
+        indices[kind] = files.to_json({"metadata": {"total_size": total}, "weight_map": weight_map})
+    return indices
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, and what to do where that is known."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError):
+        return f"{text}; free space or take another --save_dir, and resume with --load auto"
+    return text if isinstance(error, LlamaDytError) else f"{type(error).__name__}: {text}"

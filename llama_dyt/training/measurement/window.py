@@ -1,0 +1,34 @@
+"""The stretch of training that the next record's rates are of: its time, its tokens, and the wait for data in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Window:
+    """Time and tokens since it was last begun: with a record, or after what is no training time.
+
+    Attributes:
+        tokens: over all ranks.
+        waited_seconds: for data.
+    """
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.tokens = 0
+        self.waited_seconds = 0.0
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.waited_seconds += time.perf_counter() - start
+
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self._start, 1e-9)

@@ -1,0 +1,84 @@
+"""What a run would be and what it would take, without starting it: `--dry_run`."""
+
+from __future__ import annotations
+
+from llama_dyt.boosters.compilation import compiles
+from llama_dyt.models import count_parameters
+from llama_dyt.training.measurement.figures import figure
+from llama_dyt.training.plan import Plan
+from llama_dyt.training.settings import tokens_per_step
+from llama_dyt.training.sizing.memory import MemoryEstimate, estimate_memory, stage_parts
+
+_GIB = 2.0**30
+
+
+def print_dry_run(plan: Plan, total_steps: int | None) -> None:
+    """Print the resolved run as YAML, and figures as its comments; on the first process.
+
+    Args:
+        total_steps: optimizer steps of the whole run; None where that is not known.
+    """
+    if not plan.is_first_process:
+        return
+    run, world_size = plan.run, plan.environment.world_size
+    num_parameters = count_parameters(plan.model_config)
+    tokens = tokens_per_step(run, world_size)
+    print(run.to_yaml().rstrip())
+    print(f"# parameters      {num_parameters:,}")
+    print(f"# processes       {world_size} ({plan.device}), data-parallel {run.booster.data_parallel_size(world_size)}")
+    print(f"# tokens a step   {tokens:,}")
+    print(f"# compiled layers {'yes' if compiles(run, plan.device) else 'no'}")
+    if plan.recomputing is not None:
+        print(f"# recomputation   {plan.recomputing}")
+    if total_steps is None:
+        print("# steps           not known without the data; --max_steps says how many")
+    else:
+        print(f"# steps           {total_steps:,} ({total_steps * tokens:,} tokens)")
+    for chosen in plan.validation:
+        settings = run.validation
+        print(
+            f"# validation      every {settings.validation_freq} steps and at the end on {chosen}, at most "
+            f"{settings.validation_batches} batches ({settings.validation_batches * tokens:,} tokens)"
+        )
+    estimates = estimate_memory(run, plan.model_config, world_size, plan.environment.local_world_size)
+    if run.booster.tp * run.booster.pp > 1:
+        _print_parts(plan, num_parameters, estimates)
+    print(f"# memory a rank   {_in_words(max(estimates, key=lambda estimate: estimate.device_total))}")
+    for line in plan.files:
+        print(f"# data            {line}")
+    for warning in plan.warnings:
+        print(f"# warning: {warning}")
+
+
+def _print_parts(plan: Plan, num_parameters: int, estimates: list[MemoryEstimate]) -> None:
+    """What a rank of each stage holds; the tensor-parallel ranks of one stage hold equally much."""
+    tp = plan.run.booster.tp
+    parts = stage_parts(plan.run, plan.model_config)
+    for stage, (part, estimate) in enumerate(zip(parts, estimates, strict=True)):
+        ranks = f"each of {tp} tensor-parallel ranks" if tp > 1 else "a rank"
+        print(
+            f"# stage {stage:<9} layers {_ranges(part.layer_numbers)}: {part.num_parameters:,} parameters {ranks}, of "
+            f"the model {part.num_distinct(tp):,}; {figure(estimate.device_total / _GIB)} GiB"
+        )
+    total = sum(part.num_distinct(tp) for part in parts)
+    print(f"# all stages      {total:,} parameters, each counted once (the model has {num_parameters:,})")
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """(0, 1, 2, 6, 7) as "0-2 and 6-7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " and ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _in_words(memory: MemoryEstimate) -> str:
+    text = (
+        f"{figure(memory.device_total / _GIB)} GiB: parameters {figure(memory.parameters / _GIB)}, gradients "
+        f"{figure(memory.gradients / _GIB)}, optimizer {figure(memory.optimizer / _GIB)}, activations about "
+        f"{figure(memory.activations / _GIB)}"
+    )
+    return text + (f"; on the host {figure(memory.host / _GIB)}" if memory.host else "")

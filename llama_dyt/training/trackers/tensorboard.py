@@ -1,0 +1,51 @@
+"""TensorBoard: every number of a record as a scalar, where --tensorboard_dir says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_dyt.core.store import Spool, at, store_of
+from llama_dyt.training.trackers.tracker import Record, Tracked, Tracker
+
+
+class TensorBoard(Tracker):
+    """A dict in a record (a value a norm, say) becomes one scalar each."""
+
+    name, always_on, order = "tensorboard", True, 20
+
+    def __init__(self, tracked: Tracked) -> None:
+        super().__init__(tracked)
+        self._folder = tracked.run.run.tensorboard_dir
+        self._spool: Spool | None = None
+        self._writer: Any = None
+
+    def open(self) -> None:
+        if self._folder is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder, done = at(self._folder), self.tracked.start_step
+        self._spool = store_of(folder).spool(folder)
+        self._writer = SummaryWriter(str(self._spool.folder), purge_step=done + 1 if done else None)
+
+    def log(self, record: Record) -> None:
+        if self._writer is None:
+            return
+        for key, value in record.items():
+            if isinstance(value, dict):
+                for name, number in value.items():
+                    self._writer.add_scalar(f"{key}/{name}", number, record["step"])
+            elif key != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(f"train/{key}", value, record["step"])
+        self._spool.sync(now=False)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._spool.close()
+
+    def result(self) -> tuple[str, str] | None:
+        return ("tensorboard", f"tensorboard --logdir {at(self._folder)}") if self._folder is not None else None
+
+
+TRACKER = TensorBoard
