@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pydoc
+import re
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +15,9 @@ CODE = 'def f(x):\n        if x:\n            return  "a"   # two  spaces,    fo
 
 @cache
 def sample_text() -> str:
-    """Prose and indented code."""
-    return "\n".join(pydoc.plain(pydoc.render_doc(name)) for name in ("json", "random")) + CODE * 20
+    """Prose and indented code, the same in every process."""
+    documents = "\n".join(pydoc.plain(pydoc.render_doc(name)) for name in ("json", "random"))
+    return re.sub("0x[0-9a-f]{6,}", "0x7f", documents) + CODE * 20
 
 
 def write_model(path: Path, *, vocab_size: int = 600, **changes) -> Path:

@@ -38,6 +38,7 @@ _HARD_TEXTS = (
 )
 _NEVER = 1000.0
 _MOST_PIECES = 4000  # of the vocabulary that are compared too: a fraction of a second
+_IN_A_TEXT = 50  # of these: SentencePiece sums a unigram text's scores in single precision, which rounds long sums
 
 
 class SentencePieceModel:
@@ -162,7 +163,9 @@ class SentencePieceModel:
         yield from _HARD_TEXTS
         pieces = [p.piece.replace(_SPACE, " ") for p in self._proto.pieces if p.type == _NORMAL]
         some = pieces[:: -(-len(pieces) // _MOST_PIECES)]
-        yield from ("".join(some), "".join(reversed(some)), " ".join(some))
+        for first in range(0, len(some), _IN_A_TEXT):
+            few = some[first : first + _IN_A_TEXT]
+            yield from ("".join(few), "".join(reversed(few)), " ".join(few))
         if own := [piece.replace(_SPACE, " ") for piece in self._own_symbols[:_MOST_PIECES]]:
             yield from ("a".join(["", *own, ""]), " ".join(own), own[-1])
 
