@@ -1,4 +1,4 @@
-"""How hypothesis searches, and which files of tests begin first.
+"""How hypothesis searches, which tests are left out unless asked for, and which files begin first.
 
 Examples are the same in every run, and nothing complains where a busy machine is slow; `--hypothesis-profile=search`
 looks at new examples each time.
@@ -23,7 +23,21 @@ LONGEST_FIRST = [
 """Files of half a minute and more of one processor, the longest first; `--durations=100` tells of others."""
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    leave_out_the_matrix(config, items)
+    begin_with_the_longest(items)
+
+
+def leave_out_the_matrix(config, items):
+    """It takes half an hour: it is run by name alone."""
+    if "matrix" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("matrix")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in set(left_out)]
+
+
+def begin_with_the_longest(items):
     """A file stays with one process of xdist, so a long one that begins last would keep the others waiting for it."""
     places = {file: place for place, file in enumerate(LONGEST_FIRST)}
 

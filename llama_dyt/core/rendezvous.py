@@ -23,6 +23,7 @@ from llama_dyt.core.processes import boot_id, pid_namespace, start_time
 
 SAY_AFTER_SECONDS = 30.0
 """How long a wait for other ranks stays silent; it is told again whenever it has lasted twice as long."""
+_FIRST_POLL_SECONDS = 0.01
 _LONGEST_POLL_SECONDS = 0.5
 _PROBE_SECONDS = 5.0
 
@@ -106,7 +107,7 @@ def _listen(place: Place, timeout: float) -> dist.Store:
 
 
 def _wait_for_listener(place: Place, timeout: float, quiet: bool) -> None:
-    waiting = Waiting(timeout)
+    waiting, poll = Waiting(timeout), _FIRST_POLL_SECONDS
     while True:
         left = timeout - waiting.seconds
         try:
@@ -125,7 +126,8 @@ def _wait_for_listener(place: Place, timeout: float, quiet: bool) -> None:
                 f"{place} has waited {waiting.seconds:.0f} s for {where} ({reason}); it gives up after {timeout:g} s "
                 "(--timeout)"
             )
-        time.sleep(_LONGEST_POLL_SECONDS)
+        time.sleep(poll)
+        poll = min(poll * 1.5, _LONGEST_POLL_SECONDS)
 
 
 def meet(store: dist.Store, place: Place, timeout: float, about: dict[str, Any]) -> None:
@@ -137,7 +139,7 @@ def meet(store: dist.Store, place: Place, timeout: float, about: dict[str, Any])
     store.set(f"here/{place.rank}", json.dumps({"host": socket.gethostname(), **_process(), **about}))
     if store.add("here", 1) == place.world_size:
         store.set("all here", "")
-    waiting, poll = Waiting(timeout), 0.01
+    waiting, poll = Waiting(timeout), _FIRST_POLL_SECONDS
     while not store.check(["all here"]):
         if waiting.is_over:
             raise TrainingError(

@@ -44,7 +44,7 @@ def broken_corpus(corpus, tmp_path_factory) -> Path:
 
 def test_a_broken_line_met_while_training_ends_every_rank(corpus, broken_corpus, tmp_path):
     flags = corpus.pretrain_flags(dataset=broken_corpus, save_dir="run")
-    outcome = Command("pretrain", flags, tmp_path, "torchrun", processes=2).run()
+    outcome = Command("pretrain", flags, tmp_path, "srun", processes=2).run()
     assert outcome.status != 0
     (message,) = [line for line in outcome.stderr.splitlines() if "error: " in line]
     assert message.startswith(f"error: {broken_corpus}, line 2: is not valid JSON")

@@ -61,7 +61,12 @@ def sits_still(pid: int) -> Callable[[], bool]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "phase"),
-    [("torchrun", "starting"), ("torchrun", "rendezvous"), ("colossalai", "starting"), ("colossalai", "training")],
+    [
+        ("torchrun", "starting"),
+        ("torchrun", "rendezvous"),
+        pytest.param("colossalai", "starting", marks=pytest.mark.matrix),
+        ("colossalai", "training"),
+    ],
 )
 def test_workers_end_with_a_killed_launcher_and_leave_nothing(launcher, phase, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))

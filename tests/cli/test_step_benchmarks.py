@@ -24,8 +24,19 @@ def run(command: list[str], results: Path) -> tuple[subprocess.CompletedProcess,
 
 
 @pytest.mark.slow
-def test_loops_train_the_same_and_take_turns(tmp_path):
-    peers = ["bare", "colossalai"] + (["huggingface"] if find_spec("accelerate") else [])
+@pytest.mark.parametrize(
+    "peers",
+    [
+        ["bare"],
+        pytest.param(["colossalai"], marks=pytest.mark.matrix),
+        pytest.param(
+            ["huggingface"],
+            marks=[pytest.mark.matrix, pytest.mark.skipif(not find_spec("accelerate"), reason="accelerate is missing")],
+        ),
+    ],
+    ids=" ".join,
+)
+def test_loops_train_the_same_and_take_turns(tmp_path, peers):
     flags = [
         "--peers",
         *peers,

@@ -114,7 +114,7 @@ def train(
     precision: str,
     accumulation: int = 1,
     norm: str = "dyt",
-    num_steps: int = 10,
+    num_steps: int = small_run.NUM_STEPS,
     fault: str | None = None,
     tied: bool = False,
     loss_scale: float | None = None,

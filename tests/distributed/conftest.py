@@ -9,15 +9,6 @@ def pytest_addoption(parser):
     parser.addoption("--write-table", action="store_true", help="write docs/parallelism.md from the matrix that is run")
 
 
-def pytest_collection_modifyitems(config, items):
-    """The matrix takes half an hour: it is run by name alone."""
-    if "matrix" not in config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("matrix")]
-        if left_out:
-            config.hook.pytest_deselected(items=left_out)
-            items[:] = [item for item in items if item not in set(left_out)]
-
-
 @pytest.fixture(scope="session")
 def pool():
     """`pool(world_size).run(case, **kwargs)`: see `harness.py`. The processes live as long as the session."""

@@ -62,7 +62,9 @@ def _unmended_accumulation() -> Iterator[None]:
         yield
 
 
-def trajectory(world_size, precision, accumulation=1, whole=False, num_steps=10, unmended=False, **flags) -> dict:
+def trajectory(
+    world_size, precision, accumulation=1, whole=False, num_steps=small_run.NUM_STEPS, unmended=False, **flags
+) -> dict:
     """First step's whole gradients, and every step's norm and loss, as `reference.Trajectory` has them."""
     boosted = boost(_run(flags.pop("plugin", "gemini"), world_size, precision, accumulation, **flags), whole)
     batches = small_run.batches(boosted.run, boosted.grid.dp_rank, boosted.grid.dp_size)

@@ -38,7 +38,11 @@ class Trajectory:
 
 @cache
 def train(
-    norm: str = "dyt", precision: str = "fp32", num_steps: int = 10, tied: bool = False, z_loss: float = 0.0
+    norm: str = "dyt",
+    precision: str = "fp32",
+    num_steps: int = small_run.NUM_STEPS,
+    tied: bool = False,
+    z_loss: float = 0.0,
 ) -> Trajectory:
     """Train the small run in one process.
 

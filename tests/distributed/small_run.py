@@ -27,6 +27,8 @@ LR = 3e-3
 CLIPPING = 0.9
 """In the midst of the grad norms, so that some steps are clipped and some are not."""
 WEIGHT_DECAY = 0.1
+NUM_STEPS = 5
+"""Enough to learn by more than a loss may be off, and to see the weights after a step that was clipped."""
 
 
 @dataclass(frozen=True)

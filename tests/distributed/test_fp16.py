@@ -10,17 +10,17 @@ pytestmark = pytest.mark.distributed
 
 LAYOUTS = [
     Layout("zero2", 2),
-    Layout("gemini", 2),
     Layout("fsdp", 2),
     Layout("hsdp", 4, flags=(("shard_size", 2),)),
     Layout("gemini", 2, tp=2),
-    hybrid(2),
     hybrid(2, zero=1),
-    hybrid(2, tp=2),
     hybrid(2, pp=2),
     hybrid(2, pp=2, pp_style="zbv"),
     hybrid(2, sp=2),
-    Layout("hybrid_parallel_cpu", 2, tp=2),
+    *(
+        pytest.param(layout, marks=pytest.mark.matrix)
+        for layout in (Layout("gemini", 2), hybrid(2), hybrid(2, tp=2), Layout("hybrid_parallel_cpu", 2, tp=2))
+    ),
 ]
 AT = 2
 NUM_STEPS = 7

@@ -41,11 +41,12 @@ def gradient_errors(result: dict, precision: str) -> dict[str, float]:
     ("world_size", "precision", "accumulation", "whole", "flags"),
     [  # what the matrix does not have
         (2, "bf16", 2, True, {}),
-        (2, "fp16", 2, True, {}),
-        (2, "bf16", 2, True, {"tp": 2}),
         (2, "bf16", 1, False, {"extra_dp": 2}),
-        (4, "bf16", 2, False, {}),
         (4, "bf16", 2, True, {"extra_dp": 2}),
+        *(
+            pytest.param(*case, marks=pytest.mark.matrix)
+            for case in ((2, "fp16", 2, True, {}), (2, "bf16", 2, True, {"tp": 2}), (4, "bf16", 2, False, {}))
+        ),
     ],
 )
 def test_gradients_norms_and_losses_are_those_of_one_process(pool, world_size, precision, accumulation, whole, flags):
@@ -65,7 +66,7 @@ def test_the_engines_own_accumulation_would_fail_that_test(pool):
     assert result["grad_norms"][0] != pytest.approx(reference.train().grad_norms[0], rel=0.05)
 
 
-@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("tp", [pytest.param(1, marks=pytest.mark.matrix), 2])
 def test_placement_changes_no_bit(pool, tp):
     def run(plugin: str, **flags) -> dict:
         return _placed(pool, plugin, "bf16", tp=tp, **flags)
@@ -103,9 +104,11 @@ def test_memory_too_short_to_place_the_model_names_the_flags(pool):
     ("world_size", "precision", "accumulation", "whole", "flags"),
     [
         (2, "bf16", 2, True, {}),
-        (2, "bf16", 1, False, {"offload_optim_frac": 1.0, "offload_param_frac": 1.0}),
         (4, "bf16", 1, False, {"offload_optim_frac": 0.5, "tp": 2}),
         (4, "fp16", 1, False, {"extra_dp": 2}),
+        pytest.param(
+            *(2, "bf16", 1, False, {"offload_optim_frac": 1.0, "offload_param_frac": 1.0}), marks=pytest.mark.matrix
+        ),
     ],
 )
 def test_resume_continues_to_the_last_bit(pool, world_size, precision, accumulation, whole, flags):

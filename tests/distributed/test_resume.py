@@ -13,20 +13,27 @@ from tests.distributed.training_cases import OVERFLOW_AT, SAVE_AT, TOTAL_STEPS, 
 
 pytestmark = pytest.mark.distributed
 
-COMBINED = (hybrid(2, tp=2), hybrid(2, pp=2), hybrid(4, tp=2, zero=1), hybrid(4, pp=2, zero=1), hybrid(2))
-"""What one of the larger layouts has too; these are resumed with the matrix."""
-FP32_TOO = (Layout("zero2", 2), Layout("fsdp", 2), hybrid(4, tp=2, pp=2))
-# One rank would show nothing that two do not. fp16 has all that bf16 and fp32 have, and a loss scale.
-CASES = [
-    pytest.param(layout, precision, marks=[] if every_time else [pytest.mark.matrix])
-    for layout in LAYOUTS
+EVERY_TIME = [
+    # fp16 has all that bf16 and fp32 have, and a loss scale; one rank would show nothing that two do not.
+    (Layout("zero2", 2), "fp16"),
+    (Layout("zero2_cpu", 2), "fp16"),
+    (Layout("ddp", 2), "fp16"),
+    (Layout("fsdp", 2), "fp16"),
+    (Layout("fsdp", 2), "fp32"),
+    (Layout("hsdp", 4, flags=(("shard_size", 2),)), "fp16"),
+    (Layout("gemini", 2, tp=2), "fp16"),
+    (hybrid(2, zero=1), "fp16"),
+    (hybrid(4, tp=2, pp=2), "fp16"),
+    (hybrid(4, sp=2, zero=1), "bf16"),
+    (hybrid(2, pp=2, pp_style="zbv"), "fp16"),
+]
+"""One of each kind of state; all others are resumed with the matrix."""
+CASES = EVERY_TIME + [
+    pytest.param(layout, precision, marks=pytest.mark.matrix)
+    for layout in [*LAYOUTS, hybrid(2, pp=2, pp_style="interleaved")]
     if layout.world_size > 1
     for precision in layout.precisions
-    for every_time in [(precision == "fp16" and layout not in COMBINED) or (precision == "fp32" and layout in FP32_TOO)]
-] + [
-    (hybrid(2, pp=2, pp_style="zbv"), "fp16"),
-    (hybrid(4, sp=2, zero=1), "bf16"),
-    (hybrid(2, pp=2, pp_style="interleaved"), "fp32"),
+    if (layout, precision) not in EVERY_TIME
 ]
 
 
