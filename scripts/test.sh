@@ -12,7 +12,7 @@ bash scripts/setup.sh --dev
 use_environment "$PWD"
 keep_large_buffers
 ruff check .
-# Four files at a time, the longest first (tests/conftest.py) and what takes milliseconds last, so that all end together.
+# Three files at a time, on two processors since some wait, the longest first (tests/conftest.py).
 # Threads that wait by spinning would take the other files' cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec python -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@"
+exec python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"

@@ -20,7 +20,7 @@ def outcome(tmp_path_factory):
     """Two processes of which each takes half of the batches: 5 steps, 2 of them not measured, as by default."""
     folder = tmp_path_factory.mktemp("benchmark")
     flags = [*MODEL_SIZE, "-p", "zero2", "--mixed_precision", "fp32", "-l", "64", "-b", "2"]
-    outcome = Command("benchmark", flags, folder, "torchrun", processes=2).run()
+    outcome = Command("benchmark", flags, folder, "srun", processes=2).run()
     assert not list(folder.iterdir()), "a benchmark writes nothing unless asked to"
     return outcome
 

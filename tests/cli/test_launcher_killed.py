@@ -62,7 +62,7 @@ def sits_still(pid: int) -> Callable[[], bool]:
 @pytest.mark.parametrize(
     ("launcher", "phase"),
     [
-        ("torchrun", "starting"),
+        pytest.param("torchrun", "starting", marks=pytest.mark.matrix),
         ("torchrun", "rendezvous"),
         pytest.param("colossalai", "starting", marks=pytest.mark.matrix),
         ("colossalai", "training"),

@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from llama_dyt.models import build_config, count_parameters
 from tests.cli.entries import LIMIT_SECONDS, MODEL_SIZE, ROOT
 
 PROGRAM = [sys.executable, str(ROOT / "benchmarks" / "memory.py")]
 
 
+@pytest.mark.matrix  # starts three programs; tests/distributed/test_memory.py has the figures themselves
 def test_optimizer_states_of_two_processes_are_half(tmp_path):
     flags = ["--plugins", "zero2", "--processes", "1", "2", "--mixed_precision", "bf16"]
     flags += ["--config", "15m", "--max_length", "8"]

@@ -64,6 +64,7 @@ def test_loops_train_the_same_and_take_turns(tmp_path, peers):
     assert report["ours_allocator"]["MALLOC_MMAP_THRESHOLD_"] == "1073741824"
 
 
+@pytest.mark.matrix  # starts four programs
 def test_three_ways_of_saving_write_the_same_tensors(tmp_path):
     command = [sys.executable, "benchmarks/checkpoint.py", "--config", "15m", "--rounds", "1"]
     _, report = run([*command, "--results", str(tmp_path), "--", *MODEL_SIZE], tmp_path)

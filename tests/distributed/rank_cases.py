@@ -32,12 +32,17 @@ def run_ranks(
     *arguments: Any,
     timeout: int = 60,
     ranks: tuple[int, ...] = (0, 1),
+    say_after: float = 30.0,
 ) -> list[End]:
-    """Run a function as the main of an entry on two ranks, or on one of them, launched with `--timeout`."""
+    """Run a function as the main of an entry on two ranks, or on one of them, launched with `--timeout`.
+
+    Args:
+        say_after: seconds after which a wait is told; on a busy machine, seconds pass without one that is meant.
+    """
     started, ends = time.monotonic(), []
     files = [folder / f"stderr-{rank}" for rank in ranks]
     processes = [
-        forks.start(_main, case, rank, port, timeout, str(file), arguments)
+        forks.start(_main, case, rank, port, timeout, say_after, str(file), arguments)
         for rank, file in zip(ranks, files, strict=True)
     ]
     for process, file in zip(processes, files, strict=True):
@@ -50,7 +55,9 @@ def run_ranks(
     return ends
 
 
-def _main(case: Callable[..., Any], rank: int, port: int, timeout: int, file: str, arguments: tuple) -> None:
+def _main(
+    case: Callable[..., Any], rank: int, port: int, timeout: int, say_after: float, file: str, arguments: tuple
+) -> None:
     os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o644), 2)
     sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
@@ -61,7 +68,7 @@ def _main(case: Callable[..., Any], rank: int, port: int, timeout: int, file: st
     from llama_dyt.training.entry import run_entry
 
     def main() -> None:
-        with mock.patch.object(rendezvous, "SAY_AFTER_SECONDS", 1.0):
+        with mock.patch.object(rendezvous, "SAY_AFTER_SECONDS", say_after):
             launch(0, timeout=timeout)
             case(rank, *arguments)
 

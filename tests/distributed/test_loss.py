@@ -9,10 +9,17 @@ from tests.distributed.small_run import Layout, hybrid
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(
-    ("ranks", "vocabulary"),
-    [(2, 128), (2, 97), (4, 97), (4, 250)],  # whole; padded; two ranks of padding alone; a last rank in part
+    ("ranks", "vocabulary", "fused"),
+    [  # whole; padded; two ranks of padding alone; a last rank in part
+        (2, 128, True),
+        (2, 97, False),
+        (4, 97, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.matrix)
+            for case in ((2, 97, True), (4, 250, True), (2, 128, False), (4, 97, False), (4, 250, False))
+        ),
+    ],
 )
 def test_a_vocabulary_cut_over_ranks_has_the_loss_and_gradients_of_the_whole(pool, ranks, vocabulary, fused):
     for z_loss, chunk_rows, ignored in ((0.0, 7, 0.3), (0.1, 26, 0.3), (0.1, 1, 0.0), (0.1, 7, 1.0)):

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.distributed
     ],
     ids=str,
 )
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.matrix), 2])
 def test_model_states_are_estimated_within_ten_percent(pool, layout: Layout, precision: str, accumulation: int):
     run = small_run.run_config(layout, precision, accumulation)
     # Of a smaller model a tenth of Gemini's chunks would be empty; of a large one hardly anything is.

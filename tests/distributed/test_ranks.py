@@ -47,7 +47,7 @@ def test_an_unforeseen_failure_of_what_the_first_rank_computes_is_told_once(tmp_
 
 
 def test_a_rank_that_does_not_come_is_named_and_ends_the_run_after_timeout(tmp_path):
-    first, second = run_ranks(rank_cases.never_come, tmp_path, free_port(), timeout=8)
+    first, second = run_ranks(rank_cases.never_come, tmp_path, free_port(), timeout=8, say_after=1)
     assert (first.status, second.status) == (1, 1)
     told = [line for line in first.stderr.splitlines() if line]
     waits = [line for line in told if line.startswith("waiting for rank 1 (")]  # it may miss its sign of life first
@@ -76,7 +76,7 @@ def test_a_wait_for_ranks_that_are_not_there_yet_says_whom_it_waits_for(tmp_path
     """One waits until it says so; then the other comes, and both are well."""
     port, early = free_port(), []
     waiting = threading.Thread(
-        target=lambda: early.extend(run_ranks(rank_cases.meet_and_part, tmp_path, port, ranks=(1 - late,)))
+        target=lambda: early.extend(run_ranks(rank_cases.meet_and_part, tmp_path, port, ranks=(1 - late,), say_after=1))
     )
     waiting.start()
     said = tmp_path / f"stderr-{1 - late}"

@@ -220,7 +220,7 @@ def build_sources(made, folder):
     return sources
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), layouts, layouts, st.integers(2, 9))
 def test_the_order_is_the_definitions_whoever_reads_it_and_wherever_it_is_resumed(
     tokenizer, shared_workers, tmp_path, data, first, second, length
