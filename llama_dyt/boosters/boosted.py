@@ -103,7 +103,7 @@ class Boosted:
         return total / self._replicas
 
     def _loss(self, micro_batch: dict[str, torch.Tensor], num_label_tokens: int) -> torch.Tensor:
-        inputs = cut_batch(self._to_device(micro_batch), self.grid.sp_rank, self.grid.sp_size)
+        inputs = self._own_slice(micro_batch)
         denominator = num_label_tokens / self.grid.averaged_over
         return self.model(**inputs, use_cache=False, num_items_in_batch=denominator, skip_logits=True).loss
 
@@ -132,13 +132,17 @@ class Boosted:
         """What goes into the pipeline as one, and the loss of each micro batch that the schedule cuts from it."""
         micro_batches = step.micro_batches
         whole = {key: torch.cat([micro_batch[key] for micro_batch in micro_batches]) for key in micro_batches[0]}
-        batch = cut_batch(self._to_device(whole), self.grid.sp_rank, self.grid.sp_size)
+        batch = self._own_slice(whole)
         num_micro_batches = len(batch["input_ids"]) // self.run.booster.micro_batch_size
         denominator = step.num_label_tokens / (self.grid.averaged_over * num_micro_batches)
         return batch, micro_batch_loss(self.module, self._family, denominator)
 
     def _share(self, loss: torch.Tensor | None) -> torch.Tensor:
         return (loss if loss is not None else torch.zeros((), device=self.device)) / self._replicas
+
+    def _own_slice(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        window = self.module.config.sliding_window
+        return cut_batch(self._to_device(batch), self.grid.sp_rank, self.grid.sp_size, window)
 
     def _to_device(self, micro_batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self.device.type == "cuda":  # from pinned memory the host need not wait for the copy

@@ -51,7 +51,7 @@ def build_config(
         name_or_path: a preset of any family, or a HF config file, or a folder that holds one; of a family's own model
             type or of one that it reads (a plain llama).
         norm: a name of `norms.spec.NORMS`, such as "dyt" or "rmsnorm". None: "dyt" for a named size, the file's own
-            otherwise (a plain llama has rmsnorm).
+            otherwise (a plain llama has rmsnorm, a plain gemma its own).
         embedding_scale: None: as the norm asks.
         overrides: other fields of the config, under HF's names (hidden_size, num_hidden_layers, vocab_size,
             max_position_embeddings, rope_theta, …), and the norm's own (attn_alpha_init_value, …); None leaves a field
@@ -188,7 +188,7 @@ def _read(name_or_path: str | Path) -> tuple[ModelSpec, dict[str, Any], str]:
     # Also says what is wrong with a name that is neither a preset nor a path, or with the file's figures.
     family, _ = get_model(str(name_or_path))
     _, values = read_fields(name_or_path)
-    own_norm = values.get("norm_type", "dyt") if values.get("model_type") == family.name else "rmsnorm"
+    own_norm = values.get("norm_type", "dyt") if values.get("model_type") == family.name else family.plain_norm
     values = {name: value for name, value in values.items() if name not in _OF_THE_FILE}
     values["norm_type"] = own_norm
     return family, values, own_norm

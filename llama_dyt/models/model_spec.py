@@ -34,7 +34,11 @@ class ModelSpec:
             with saved models, so they may import torch, transformers, the standard library, `llama_dyt.models` and
             `llama_dyt.norms` alone. The config is a `models.llama.configuration_llama_dyt.LlamaDytConfig` or has its
             fields, `norm_places`, `starting_value` and `starting_std`.
-        aliases: other model types whose configs and weights the classes read as they are.
+        plain_type: the model type of transformers' own classes, whose configs and weights these classes read as they
+            are, and which compute the same where the norm is `plain_norm` and nothing else of ours is in the config:
+            such a model is saved as one of theirs. None: there are none.
+        plain_norm: the norm that those have.
+        aliases: model types that are read likewise, that of `plain_type` among them.
         settings: dataclass of options, flags of the family's own, each named like the field of the config that it
             gives a value; None is none.
         presets: name → size, what `--config` takes.
@@ -55,6 +59,8 @@ class ModelSpec:
     config_class: str
     decoder_class: str
     causal_lm_class: str
+    plain_type: str | None = None
+    plain_norm: str = "rmsnorm"
     aliases: tuple[str, ...] = ()
     settings: type | None = None
     presets: Mapping[str, Size] = field(default_factory=dict)

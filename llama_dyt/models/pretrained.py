@@ -49,12 +49,17 @@ def load_pretrained(
             another shape. The message names the file and the tensor.
     """
     path = Path(path).expanduser()
-    with _opened(path, config, norm, overrides) as (config, _):
+    with _opened(path, config, norm, overrides) as (config, _, added):
         pass
     try:
-        return family_of(config).load_causal_lm_class().from_pretrained(path, config=config, dtype=dtype)
+        model = family_of(config).load_causal_lm_class().from_pretrained(path, config=config, dtype=dtype)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: the weights cannot be loaded: {error}") from error
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if added and _is_weight_of_a_norm(name, config):
+                parameter.add_(added)
+    return model
 
 
 @contextmanager
@@ -63,9 +68,11 @@ def read_pretrained(path: str | Path, config: PretrainedConfig) -> Iterator[Call
 
     What it reads is indexed by slices, so a rank reads its own part alone. Raises as `load_pretrained`.
     """
-    with _opened(Path(path).expanduser(), config, None, {}) as (_, files):
+    with _opened(Path(path).expanduser(), config, None, {}) as (_, files, added):
 
         def read(name: str) -> dict[str, Any]:
+            if added and name in files and _is_weight_of_a_norm(name, config):
+                return {"param": _Shifted(files[name], added)}
             if name in files:
                 return {"param": files[name]}
             # Of a swapped norm, whose starting values are constants: no seed has a part in them.
@@ -78,8 +85,9 @@ def read_pretrained(path: str | Path, config: PretrainedConfig) -> Iterator[Call
 @contextmanager
 def _opened(
     path: Path, config: PretrainedConfig | None, norm: str | None, overrides: dict[str, Any]
-) -> Iterator[tuple[PretrainedConfig, TensorFiles]]:
-    """The config to load with and the open files, after both were found to fit."""
+) -> Iterator[tuple[PretrainedConfig, TensorFiles, float]]:
+    """The config to load with, the open files, after both were found to fit, and what is to be added to the weights of
+    norms, so that they multiply as they did."""
     _require_folder(path)
     try:
         own_norm = norm_of(build_config(path))
@@ -92,7 +100,7 @@ def _opened(
         _compare(path, files.shapes(), config, own_norm)
         if swapped:
             warnings.warn(f"{path}: {SWAP_WARNING} ({own_norm.name} to {config.norm_type})", UserWarning, stacklevel=4)
-        yield config, files
+        yield config, files, own_norm.weight_offset - norm_of(config).weight_offset
 
 
 def _require_folder(path: Path) -> None:
@@ -140,6 +148,21 @@ def _compare(
                 f"{path}: {problem} {names[0]}{rest}; config.json and the weights are not of one model (layers, "
                 "biases, norm or embedding scale differ)"
             )
+
+
+class _Shifted:
+    """A tensor of a file, read by slices, with a number added."""
+
+    def __init__(self, values: Any, added: float) -> None:
+        self._values, self._added = values, added
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self._values[index].float() + self._added
+
+
+def _is_weight_of_a_norm(name: str, config: PretrainedConfig) -> bool:
+    *_, owner, kind = ("", *name.split("."))
+    return owner in config.norm_places and kind == "weight"
 
 
 def _of_a_norm_alone(name: str, config: PretrainedConfig, norm: NormSpec) -> bool:

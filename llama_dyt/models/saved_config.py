@@ -6,6 +6,7 @@ A module of the user's is named where it is missing, and never imported because 
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,16 @@ from llama_dyt.norms.spec import NORMS
 def save_config(config: Any, folder: str | Path) -> None:
     """Write config.json and the modeling files that make a folder load without this package.
 
+    A model in which nothing is other than in transformers' own class is saved as one of that class, and needs no files.
+
     Raises:
         ConfigurationError: a norm or family of the user's cannot travel.
     """
     family = family_of(config)
+    plain = plain_config(config)
+    if plain is not None:
+        plain.save_pretrained(folder)
+        return
     config = type(config).from_dict(config.to_dict())
     causal_lm = family.load_causal_lm_class()
     for field, module in (("norm_module", norm_of(config).module), ("family_module", causal_lm.__module__)):
@@ -32,6 +39,22 @@ def save_config(config: Any, folder: str | Path) -> None:
     config.dtype = "float32"
     config.save_pretrained(folder)
     export_modeling_files(folder)
+
+
+def plain_config(config: Any) -> Any | None:
+    """The config of transformers' own class that computes the same with the same weights; None where there is none."""
+    family = family_of(config)
+    if family.plain_type is None or config.norm_type != family.plain_norm or config.embedding_scale:
+        return None
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    theirs = CONFIG_MAPPING[family.plain_type]
+    known = {field.name for field in fields(theirs)}
+    plain = theirs(**{name: value for name, value in config.to_dict().items() if name in known})
+    plain.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.plain_type]]
+    plain.dtype = "float32"
+    return plain
 
 
 def missing_imports(folder: Path) -> list[Problem]:

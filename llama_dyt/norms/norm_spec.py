@@ -26,6 +26,8 @@ class NormSpec:
         starting_value: (parameter, config, place) → the number that fills the parameter of a layer.
         own_parameters: those that other norms do not have. Where weights trained with another norm are taken over,
             these are made new; the others (`weight`) are kept.
+        weight_offset: what is added to `weight` before it multiplies. Where weights are taken over by another norm, the
+            factor they are is kept.
         embedding_scale: whether the embedding's output has to be multiplied by a learnable scalar, since the norm does
             not bring activations to unit size.
         config_fields: fields of the config that this norm alone has; None in it with other norms.
@@ -40,6 +42,7 @@ class NormSpec:
     build: Callable[[Any, str], Any]
     starting_value: Callable[[str, Any, str], float]
     own_parameters: tuple[str, ...] = ()
+    weight_offset: float = 0.0
     embedding_scale: bool = False
     config_fields: tuple[str, ...] = ()
     settle: Callable[[Any], None] = _settle_nothing

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama_dyt.models.ops.document_attention import attention_within_documents
+from llama_dyt.models.ops.document_attention import attention_within_documents, causal_mask
 from llama_dyt.models.spec import ModelSpec
 
 
@@ -51,9 +51,12 @@ def stage_forward(
     if position_ids is None:
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
     position_embeddings = getattr(decoder, family.rotary)(hidden_states, position_ids)
-    attention: dict[str, Any] = {"attention_mask": None, "position_ids": position_ids}
     if document_ids is not None:
         attention = attention_within_documents(model.config, document_ids, hidden_states.dtype)
+    else:
+        shape = hidden_states.new_empty((*input_ids.shape, 0))  # hidden states may be a slice of the sequences
+        mask = causal_mask(model.config, inputs_embeds=shape, attention_mask=None, past_key_values=None)
+        attention = {"attention_mask": mask, "position_ids": position_ids}
     start, end = stage_index if stage_index is not None else stage_manager.stage_indices
     for layer in family.layers_of(model)[start:end]:
         hidden_states = layer(hidden_states, position_embeddings=position_embeddings, **attention)

@@ -39,16 +39,18 @@ from llama_dyt.boosters.layers.pipeline_stage import stage_forward
 from llama_dyt.boosters.layers.sequence_parallel import cut_input, spread_attention, sum_gradients_of_slices
 from llama_dyt.boosters.layers.zero_bubble import DeferredGradientLinear
 from llama_dyt.boosters.materialize import materialize
+from llama_dyt.models.llama.modeling_llama_dyt import scaled
 from llama_dyt.models.ops.loss import CausalLmLoss, VocabularyPart
 from llama_dyt.models.partition import VOCABULARY_MULTIPLE, padded_vocabulary
 from llama_dyt.models.spec import ModelSpec
 
 
 class VocabParallelScaledEmbedding(VocabParallelEmbedding1D):
-    """Vocabulary-parallel embedding that keeps the learnable scale.
+    """Vocabulary-parallel embedding that keeps the scale, learnable or constant.
 
     Upstream `VocabParallelEmbedding1D.from_native_module` keeps `weight` alone and would drop the scale without a word.
-    The scale is replicated: it multiplies the already summed embedding, so every rank computes its whole gradient.
+    A learnable scale is replicated: it multiplies the already summed embedding, so every rank computes its whole
+    gradient.
     """
 
     @staticmethod
@@ -60,7 +62,7 @@ class VocabParallelScaledEmbedding(VocabParallelEmbedding1D):
         return parallel
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return super().forward(input_ids) * self.scale
+        return scaled(super().forward(input_ids), self.scale)
 
 
 class DecoderPolicy(Policy):

@@ -80,12 +80,16 @@ def mend_sums_of_slices() -> None:
 # --- all_to_all --------------------------------------------------------------------------------------------------
 
 
-def cut_batch(batch: dict[str, torch.Tensor], rank: int, size: int) -> dict[str, torch.Tensor]:
+def cut_batch(
+    batch: dict[str, torch.Tensor], rank: int, size: int, sliding_window: int | None = None
+) -> dict[str, torch.Tensor]:
     """This rank's slice of every sequence of a batch.
 
     Args:
         batch: input_ids and labels, (B, S) int64 each, labels not shifted; S divisible by `size`. Perhaps position_ids
             and document_ids of the same shape.
+        sliding_window: of the model's attention. Where it is shorter than S, a mask has to be made, of whole sequences:
+            then document_ids are there in any case.
 
     Returns:
         input_ids, labels already shifted (the last label of a slice is the next slice's first token) and position_ids,
@@ -104,7 +108,10 @@ def cut_batch(batch: dict[str, torch.Tensor], rank: int, size: int) -> dict[str,
         "labels": shift_labels(batch["labels"])[:, own],
         "position_ids": positions[:, own],
     }
-    return {**cut, "document_ids": batch["document_ids"]} if "document_ids" in batch else cut
+    documents = batch.get("document_ids")
+    if documents is None and sliding_window is not None and sliding_window < input_ids.shape[1]:
+        documents = torch.zeros_like(input_ids)
+    return cut if documents is None else {**cut, "document_ids": documents}
 
 
 class _Trade(torch.autograd.Function):

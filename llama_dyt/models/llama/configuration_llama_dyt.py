@@ -6,6 +6,7 @@ A saved model carries it along, so that the folder loads where this package is n
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
@@ -45,6 +46,10 @@ class LlamaDytConfig(LlamaConfig):
 
     norm_places = {"input_layernorm": ATTENTION, "post_attention_layernorm": FEED_FORWARD, "norm": FINAL}
     """The last part of a norm's name → its place; no field."""
+    embedding_multiplier: ClassVar[float | None] = None
+    """A constant that the embedding's output is multiplied by; None: nothing. A property of families that have it."""
+    sliding_window = None
+    """How many tokens back attention sees, the token itself among them; None: all. A field of families that have it."""
 
     def __post_init__(self, **kwargs):
         norm_module = kwargs.get("norm_module")

@@ -14,7 +14,6 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -24,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from llama_dyt.models.initial_weights import draw_seed, initial_tensor
 from llama_dyt.models.llama.configuration_llama_dyt import LlamaDytConfig
-from llama_dyt.models.ops.document_attention import attention_within_documents
+from llama_dyt.models.ops.document_attention import attention_within_documents, causal_mask
 from llama_dyt.models.ops.loss import CausalLmLoss, causal_lm_loss
 from llama_dyt.models.ops.rope import RotaryEmbedding, rotate
 from llama_dyt.norms.by_name import norm_of
@@ -52,8 +51,37 @@ class ScaledEmbedding(nn.Embedding):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(batch, sequence) ids to (batch, sequence, hidden_size) in the weight's dtype."""
-        embedded = super().forward(input_ids)
-        return embedded * self.scale.to(embedded.dtype)
+        return scaled(super().forward(input_ids), self.scale)
+
+
+class MultipliedEmbedding(nn.Embedding):
+    """Token embedding whose output is multiplied by a constant, `scale`.
+
+    It is rounded to the weight's dtype first, as transformers' Gemma does.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, scale: float):
+        super().__init__(num_embeddings, embedding_dim)
+        # Neither parameter nor buffer, which would be cast and saved; a number, whatever the model's device.
+        self.scale = torch.tensor(scale, device="cpu")
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(batch, sequence) ids to (batch, sequence, hidden_size) in the weight's dtype."""
+        return scaled(super().forward(input_ids), self.scale)
+
+
+def scaled(embedded: Tensor, scale: Tensor) -> Tensor:
+    """An embedding's output times its scale, learnable or constant, in the output's dtype."""
+    return embedded * scale.to(embedded.dtype)
+
+
+def _embedding(config: LlamaDytConfig) -> nn.Embedding:
+    # No padding_idx: it would stop the gradient of that token, which is a real one where padding is EOS.
+    if config.embedding_scale:
+        return ScaledEmbedding(config.vocab_size, config.hidden_size)
+    if config.embedding_multiplier is not None:
+        return MultipliedEmbedding(config.vocab_size, config.hidden_size, config.embedding_multiplier)
+    return nn.Embedding(config.vocab_size, config.hidden_size)
 
 
 class LlamaDytAttention(nn.Module):
@@ -96,7 +124,15 @@ class LlamaDytAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.attention_dropout if self.training else 0.0
         attended, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=self.scaling,
+            sliding_window=self.config.sliding_window,
+            **kwargs,
         )
         return self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1)), weights
 
@@ -214,9 +250,7 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
     def __init__(self, config: LlamaDytConfig):
         super().__init__(config)
         self._no_split_modules = [self.layer_class.__name__]
-        # No padding_idx: it would stop the gradient of that token, which is a real one where padding is EOS.
-        embedding = ScaledEmbedding if config.embedding_scale else nn.Embedding
-        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = _embedding(config)
         self.layers = nn.ModuleList(self.layer_class(config, index) for index in range(config.num_hidden_layers))
         self.norm = _norm(config, "norm")
         self.rotary_emb = RotaryEmbedding(config)
@@ -259,8 +293,8 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
         # Only positions the caller gave go to the mask: looking for starts in our own count would be for nothing,
         # and under torch.compile, which cannot look at values, it would cost the causal fast path.
         if document_ids is None:
-            mask = create_causal_mask(
-                config=self.config,
+            mask = causal_mask(
+                self.config,
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,

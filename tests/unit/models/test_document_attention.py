@@ -189,9 +189,6 @@ def test_no_mask_is_made_where_attention_is_plain(monkeypatch):
     assert masks == [None]
     model(**packed())
     assert masks[1].shape == (len(LENGTHS), 1, 24, 24) and masks[1].dtype == torch.bool
-    ids = packed()["input_ids"]
-    model(ids, labels=ids)
-    assert len(masks) == 2, "not asked for without document_ids"
 
 
 def test_positions_that_start_anew_still_part_documents_where_nothing_else_is_said():

@@ -87,7 +87,7 @@ def test_no_mask_is_made_where_there_is_no_padding(monkeypatch):
         masks.append(hf_create_causal_mask(*args, **kwargs))
         return masks[-1]
 
-    monkeypatch.setattr("llama_dyt.models.llama.modeling_llama_dyt.create_causal_mask", spy)
+    monkeypatch.setattr("llama_dyt.models.ops.document_attention.create_causal_mask", spy)
     model, ids = tiny_model(), tokens()
     model(ids)
     model(ids, attention_mask=torch.ones_like(ids))

@@ -1,0 +1,42 @@
+"""What a DyT Gemma is: a DyT LLaMA with Gemma's figures, and a multiplier of the embedding that DyT's scale replaces.
+
+A saved model carries it along, so that the folder loads where this package is not installed.
+"""
+
+from __future__ import annotations
+
+import math
+
+from huggingface_hub.dataclasses import strict
+
+from llama_dyt.models.llama.configuration_llama_dyt import LlamaDytConfig
+
+
+@strict
+class GemmaDytConfig(LlamaDytConfig):
+    """A Gemma (arXiv 2403.08295) whose norms are chosen by name: GELU-gated MLP, heads of a width of their own, a head
+    tied to the embedding.
+
+    Args: LlamaDytConfig's; what is not given is as in transformers' GemmaConfig.
+    """
+
+    model_type = "gemma_dyt"
+
+    vocab_size: int = 256000
+    hidden_size: int = 3072
+    intermediate_size: int = 24576
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 16
+    num_key_value_heads: int | None = 16
+    head_dim: int | None = 256
+    hidden_act: str = "gelu_pytorch_tanh"
+    max_position_embeddings: int = 8192
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 2
+    eos_token_id: int | list[int] | None = 1
+    tie_word_embeddings: bool = True
+
+    @property
+    def embedding_multiplier(self) -> float | None:
+        """sqrt(hidden_size), unless a learnable scale, which starts there, takes its place."""
+        return None if self.embedding_scale else math.sqrt(self.hidden_size)
