@@ -120,7 +120,7 @@ class ModelSpec:
     def cut_of(self, name: str) -> Cut | None:
         """How tensor parallelism cuts the parameter `name`; None: every rank holds it whole."""
         owner, kind = name.rsplit(".", 1)
-        if kind == "weight" and owner in (f"{self.decoder}.{self.embedding}", self.head):
+        if (kind == "weight" and owner == f"{self.decoder}.{self.embedding}") or owner == self.head:
             return "vocabulary"
         if owner.endswith(self.column_parallel):
             return "column"

@@ -46,6 +46,10 @@ class LlamaDytConfig(LlamaConfig):
 
     norm_places = {"input_layernorm": ATTENTION, "post_attention_layernorm": FEED_FORWARD, "norm": FINAL}
     """The last part of a norm's name → its place; no field."""
+    norm_bias: ClassVar[bool] = False
+    """Whether norms that can have a bias have one. Of the family, as the next; no fields."""
+    head_bias: ClassVar[bool] = False
+    """Whether the head has one."""
     embedding_multiplier: ClassVar[float | None] = None
     """A constant that the embedding's output is multiplied by; None: nothing. A property of families that have it."""
     sliding_window = None
@@ -63,6 +67,11 @@ class LlamaDytConfig(LlamaConfig):
                 setattr(self, field, None)
         super().__post_init__(**kwargs)
         norm.settle(self)
+
+    @property
+    def norm_eps(self) -> float:
+        """What a norm adds to what it takes the root of."""
+        return self.rms_norm_eps
 
     def starting_value(self, name: str) -> float | None:
         """The number that fills a parameter of a new model: norms as they say, biases 0, the embedding's scale

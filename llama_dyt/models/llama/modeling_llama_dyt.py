@@ -85,7 +85,13 @@ def _embedding(config: LlamaDytConfig) -> nn.Embedding:
 
 
 class LlamaDytAttention(nn.Module):
-    """Grouped-query attention with rotary positions applied in fp32."""
+    """Grouped-query attention with rotary positions applied in fp32.
+
+    Class attribute, for families that have another:
+        output_projection: the name of the last projection.
+    """
+
+    output_projection = "o_proj"
 
     def __init__(self, config: LlamaDytConfig, layer_idx: int):
         super().__init__()
@@ -101,7 +107,8 @@ class LlamaDytAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_bias)
+        output = nn.Linear(query_width, config.hidden_size, bias=config.attention_bias)
+        self.add_module(self.output_projection, output)
 
     def forward(
         self,
@@ -134,7 +141,8 @@ class LlamaDytAttention(nn.Module):
             sliding_window=self.config.sliding_window,
             **kwargs,
         )
-        return self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1)), weights
+        project = getattr(self, self.output_projection)
+        return project(attended.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 class LlamaDytDecoderLayer(GradientCheckpointingLayer):
@@ -143,6 +151,7 @@ class LlamaDytDecoderLayer(GradientCheckpointingLayer):
     Class attributes, for families that have others:
         attention_class: made of (config, layer_idx), called as `LlamaDytAttention` is.
         mlp_class: made of (config), (batch, sequence, hidden_size) to the same. LLaMA's is SwiGLU.
+        norms: the names of a layer's norms.
 
     A layer may have a loss of its own (`models.ops.auxiliary_loss`).
 
@@ -155,14 +164,15 @@ class LlamaDytDecoderLayer(GradientCheckpointingLayer):
 
     attention_class: type[nn.Module] = LlamaDytAttention
     mlp_class: type[nn.Module] = LlamaMLP
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
 
     def __init__(self, config: LlamaDytConfig, layer_idx: int):
         super().__init__()
         self.config = config
         self.self_attn = self.attention_class(config, layer_idx)
         self.mlp = self.mlp_class(config)
-        self.input_layernorm = _norm(config, "input_layernorm")
-        self.post_attention_layernorm = _norm(config, "post_attention_layernorm")
+        for name in self.norms:
+            self.add_module(name, _norm(config, name))
 
     def forward(
         self,
@@ -243,16 +253,18 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
 
     Class attributes, for families that have others:
         layer_class: made of (config, layer_idx), called as `LlamaDytDecoderLayer` is.
+        final_norm: the name of the last norm.
     """
 
     layer_class: type[nn.Module] = LlamaDytDecoderLayer
+    final_norm: str = "norm"
 
     def __init__(self, config: LlamaDytConfig):
         super().__init__(config)
         self._no_split_modules = [self.layer_class.__name__]
         self.embed_tokens = _embedding(config)
         self.layers = nn.ModuleList(self.layer_class(config, index) for index in range(config.num_hidden_layers))
-        self.norm = _norm(config, "norm")
+        self.add_module(self.final_norm, _norm(config, self.final_norm))
         self.rotary_emb = RotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -319,7 +331,8 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
                 **attention,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        hidden_states = getattr(self, self.final_norm)(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
 
 class LlamaDytForCausalLM(LlamaDytPreTrainedModel, GenerationMixin):
@@ -340,7 +353,7 @@ class LlamaDytForCausalLM(LlamaDytPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = self.decoder_class(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.loss_function = causal_lm_loss
         self.post_init()
 

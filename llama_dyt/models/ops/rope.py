@@ -15,7 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
 def inverse_frequencies(config: PreTrainedConfig, *, seq_len: int | Tensor | None = None) -> tuple[Tensor, float]:
-    """Inverse frequencies (head_dim / 2,) in fp32, and the factor cos and sin are multiplied by.
+    """Inverse frequencies (half of what is turned of head_dim,) in fp32, and the factor cos and sin are multiplied by.
 
     All of transformers' scaling types are its own functions; only the unscaled one is not among them.
 
@@ -27,7 +27,8 @@ def inverse_frequencies(config: PreTrainedConfig, *, seq_len: int | Tensor | Non
     device = seq_len.device if isinstance(seq_len, Tensor) else "cpu"
     if rope_type != "default":
         return ROPE_INIT_FUNCTIONS[rope_type](config, device, seq_len=seq_len)
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float() / config.head_dim
+    turned = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    exponents = torch.arange(0, turned, 2, dtype=torch.int64, device=device).float() / turned
     return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
 
 
@@ -92,7 +93,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: (batch, heads, sequence, head_dim).
-        cos, sin: (batch or 1, sequence, head_dim), fp32.
+        cos, sin: (batch or 1, sequence, head_dim), fp32; where they are narrower, the rest of each head is left as it
+            is.
 
     Raises:
         TypeError: cos or sin is not fp32, which means that something cast it between `RotaryEmbedding` and here.
@@ -103,6 +105,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             "float32. Whatever wraps the decoder layers casts their inputs: switch that off (FSDP2: "
             "MixedPrecisionPolicy(cast_forward_inputs=False))."
         )
+    if cos.shape[-1] < x.shape[-1]:
+        turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        return torch.cat((rotate(turned, cos, sin), rest), dim=-1)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     first, second = wide.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)

@@ -42,7 +42,8 @@ class DytSettings:
 def build(config: Any, place: str) -> Any:
     from llama_dyt.norms.layers.dynamic_tanh import DynamicTanh
 
-    return DynamicTanh(config.hidden_size, alpha_init=getattr(config, ALPHA_FIELDS[place]))
+    alpha = getattr(config, ALPHA_FIELDS[place])
+    return DynamicTanh(config.hidden_size, alpha_init=alpha, bias=config.norm_bias)
 
 
 def starting_value(parameter: str, config: Any, place: str) -> float:
