@@ -18,7 +18,7 @@ from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.boosters.strategies.gemini.plugin import ChunkedModel
 from llama_dyt.config.run import RunConfig
 from llama_dyt.data.loaders.step import Step
-from llama_dyt.models import empty_model, recompute_activations
+from llama_dyt.models import count_parameters, empty_model, recompute_activations
 from llama_dyt.models.llama.modeling_llama_dyt import LlamaDytDecoderLayer
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import small_run
@@ -67,17 +67,22 @@ class RankResult:
 
 
 def boost(
-    run: RunConfig, norm: str = "dyt", num_layers: int = 4, fault: str | None = None, tied: bool = False
+    run: RunConfig,
+    norm: str = "dyt",
+    num_layers: int = 4,
+    fault: str | None = None,
+    tied: bool = False,
+    family: str = "15m",
 ) -> Boosted:
     """The small model under the run's plugin; `fault` spoils its gradients before anything reads them."""
     # Gemini's hooks take the gradient away, so ours must be there first; the others give parameters memory and cut
     # them, so there they must come after.
     before = run.booster.plugin.startswith("gemini")
     if fault in FAULTS and before:
-        model = small_run.small_model(norm, num_layers, tied=tied)
+        model = small_run.small_model(norm, num_layers, tied=tied, family=family)
         _spoil_gradients(model, fault)
     else:
-        model = empty_model(small_run.model_config(norm, num_layers, tied))
+        model = empty_model(small_run.model_config(norm, num_layers, tied, family))
     recompute_activations(model, run.model.recomputed_share)
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
     seed = small_run.SEED + (dist.get_rank() if fault == OTHER_SEEDS else 0)
@@ -117,12 +122,13 @@ def train(
     num_steps: int = small_run.NUM_STEPS,
     fault: str | None = None,
     tied: bool = False,
+    family: str = "15m",
     loss_scale: float | None = None,
     **flags: Any,
 ) -> RankResult:
     """Train the small run boosted; `loss_scale`: fp16's first one, None for the usual."""
     run = small_run.run_config(layout, precision, accumulation, **flags)
-    boosted = boost(run, norm, fault=fault, tied=tied)
+    boosted = boost(run, norm, fault=fault, tied=tied, family=family)
     if loss_scale is not None:
         boosted.scaler.load_state_dict({"scale": loss_scale, "growth_step": 0, "hysteresis_step": 0})
     start = gathered(boosted)
@@ -150,7 +156,7 @@ def train(
         losses=losses,
         grad_norms=grad_norms,
         weights=gathered(boosted),
-        held_share=_held_share(boosted, norm),
+        held_share=_held_share(boosted),
         gathered_chunks=_gathered_chunks(boosted),
         layer_runs=layer_runs,
     )
@@ -194,10 +200,10 @@ def _count_layer_runs(boosted: Boosted) -> Counter[int]:
     return runs
 
 
-def _held_share(boosted: Boosted, norm: str) -> float:
+def _held_share(boosted: Boosted) -> float:
     inner = boosted.optimizer.optim
     held = sum(state["exp_avg"].numel() for state in inner.state.values())
-    return held / sum(p.numel() for p in small_run.small_model(norm).parameters())
+    return held / count_parameters(boosted.module.config)
 
 
 def _gathered_chunks(boosted: Boosted) -> int:

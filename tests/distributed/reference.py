@@ -43,6 +43,7 @@ def train(
     num_steps: int = small_run.NUM_STEPS,
     tied: bool = False,
     z_loss: float = 0.0,
+    family: str = "15m",
 ) -> Trajectory:
     """Train the small run in one process.
 
@@ -50,7 +51,7 @@ def train(
         precision: "fp32"; or "bf16" or "fp16" for a copy of the model in it that computes the gradients, while fp32
             weights are kept and updated. The distance between the two is the noise of half precision itself.
     """
-    model = small_run.small_model(norm, tied=tied)
+    model = small_run.small_model(norm, tied=tied, family=family)
     worker = model if precision == "fp32" else copy.deepcopy(model).to(HALF[precision])
     # fp16 gradients as small as these would vanish; a power of two changes nothing else.
     scale = 2.0**16 if precision == "fp16" else 1.0

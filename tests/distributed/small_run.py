@@ -117,10 +117,21 @@ LAYOUTS = [
 ]
 
 
-def model_config(norm: str = "dyt", num_layers: int = 4, tied: bool = False) -> LlamaDytConfig:
+OF_FAMILIES = {
+    "15m": {},
+    "mistral_7b": {"sliding_window": 7},
+    "gemma_2b": {"head_dim": 16},
+    "phi_2": {"resid_pdrop": 0.0},
+}
+"""What a small model of each family has beside the common figures: a window shorter than the text, wider heads."""
+
+
+def model_config(norm: str = "dyt", num_layers: int = 4, tied: bool = False, family: str = "15m") -> LlamaDytConfig:
+    """`family`: a preset of it."""
     return build_config(
-        "15m",
+        family,
         norm=norm,
+        **OF_FAMILIES[family],
         hidden_size=48,
         num_hidden_layers=num_layers,
         num_attention_heads=4,
@@ -133,8 +144,10 @@ def model_config(norm: str = "dyt", num_layers: int = 4, tied: bool = False) -> 
     )
 
 
-def small_model(norm: str = "dyt", num_layers: int = 4, seed: int = SEED, tied: bool = False) -> LlamaDytForCausalLM:
-    return build_model(model_config(norm, num_layers, tied), seed=seed)
+def small_model(
+    norm: str = "dyt", num_layers: int = 4, seed: int = SEED, tied: bool = False, family: str = "15m"
+) -> LlamaDytForCausalLM:
+    return build_model(model_config(norm, num_layers, tied, family), seed=seed)
 
 
 def weights(model: LlamaDytForCausalLM, seed: int = SEED) -> Read:
