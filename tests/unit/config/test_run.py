@@ -142,7 +142,7 @@ def test_yaml_scientific_notation_without_a_point_is_a_number():
         ("batch_size: true", "True is not a whole number"),
         ("lr:", "needs a number"),
         ("dry_run: maybe", "neither true nor false"),
-        ("norm: layernorm", "unknown norm 'layernorm'"),
+        ("norm: groupnorm", "unknown norm 'groupnorm'"),
         ("- lr", "holds a list"),
         ("lr: [1", "line 1"),
         ("kind: pretrian", "did you mean 'pretrain'"),

@@ -118,7 +118,7 @@ def test_an_old_config_file_with_rope_theta_at_the_top(tmp_path):
         (("8x7b",), {}, "8x7b"),
         (("llama2_7",), {}, "llama2_7b"),
         (("/no/such/config.json",), {}, "/no/such/config.json"),
-        (("7b", "layernorm"), {}, "layernorm.*dyt, rmsnorm"),
+        (("7b", "groupnorm"), {}, "groupnorm.*dyt, .*rmsnorm"),
         (("7b",), {"hiden_size": 64}, "hiden_size.*hidden_size"),
         (("7b",), {"hidden_size": 100}, "100 does not divide by num_attention_heads 32"),
         (("7b",), {"num_key_value_heads": 5}, "num_attention_heads 32 does not divide by num_key_value_heads 5"),

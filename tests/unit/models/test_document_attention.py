@@ -5,8 +5,7 @@ import torch
 from model_cases import tiny_model
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import modeling_flash_attention_utils
-
-from llama_dyt.models.llama.modeling_llama_dyt import create_causal_mask
+from transformers.masking_utils import create_causal_mask
 
 LENGTHS = [[7, 1, 12, 4], [3, 21], [24]]
 """Of the documents in each row; the third is one document."""

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from model_cases import tiny_config, tiny_model, tokens
+from transformers.masking_utils import create_causal_mask as hf_create_causal_mask
 
 from llama_dyt.models import LlamaDytForCausalLM, ScaledEmbedding, build_model, empty_model, family_of, norm_sites
-from llama_dyt.models.llama.modeling_llama_dyt import create_causal_mask as hf_create_causal_mask
 from llama_dyt.norms import DynamicTanh
 
 
