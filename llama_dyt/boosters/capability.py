@@ -32,6 +32,7 @@ class Capability:
         fp32_gradients: --fp32_gradients: gradients are, or can be, summed over ranks and micro batches in fp32; of
             plugins with ZeRO stages in stages above 0.
         shard_size: --shard_size has an effect.
+        adapters: --lora_rank and --adapter: parameters may be frozen.
     """
 
     precisions: tuple[str, ...] = ("fp16", "bf16", "fp32")
@@ -52,3 +53,4 @@ class Capability:
     memory_plan: bool = False
     fp32_gradients: bool = False
     shard_size: bool = False
+    adapters: bool = True

@@ -25,6 +25,8 @@ from llama_dyt.boosters.training_state import MOMENTS, Read, Readable
 class ParameterState:
     """`TrainingState` of optimizers that keep a master a parameter; here the parameter itself, in fp32.
 
+    What is frozen has neither master nor moments, and is filled but never gathered.
+
     A parameter may be cut along one dimension over the tensor-parallel group (and padded there, for a vocabulary), its
     master and moments flattened, padded and cut again over `data_group_of`, and held by one pipeline stage alone; but
     for a head tied to the embedding, of which the last stage has a copy that nobody else reads.
@@ -42,10 +44,11 @@ class ParameterState:
         self._parameters = {name: local[name] for name in shapes if name in local}
         self._copies = _tied_copies(module, shapes)
         self._parameters |= self._copies
+        self._trained = [name for name, held in self._parameters.items() if held.requires_grad]
         self._parts = {name: TensorParallelPart(held, shapes[name], grid) for name, held in self._parameters.items()}
 
     def sizes(self) -> dict[str, int]:
-        return {name: 4 * self._shapes[name].numel() for name in self._parameters if name not in self._copies}
+        return {name: 4 * self._shapes[name].numel() for name in self._trained if name not in self._copies}
 
     # --- where a parameter's master and moments live -------------------------------------------------------------
 
@@ -94,7 +97,7 @@ class ParameterState:
 
     def own_parts(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         for name, parameter in self._parameters.items():
-            master = self.master_of(parameter)
+            master = self.master_of(parameter) if parameter.requires_grad else parameter
             yield name, "param", master.detach()
             yield from moments_of(name, self._optimizer.optim.state.get(master, {}))
 
@@ -111,7 +114,7 @@ class ParameterState:
     def scatter(self, read: Read) -> None:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                master = self.master_of(parameter)
+                master = self.master_of(parameter) if parameter.requires_grad else parameter
                 for key, whole in read(name).items():
                     if key == "param":
                         part = self._parts[name].read(whole).view(parameter.shape)

@@ -60,6 +60,8 @@ def plugin_problems(run: RunConfig, device: str) -> Iterator[Problem]:
         takers = " or ".join(able("shard_size"))
         yield _no_effect("shard_size", booster.shard_size, plugin, f"leave it out, or take --plugin {takers}")
     yield from _memory_problems(run, can, plugin)
+    if run.adapter.asked_for:
+        yield from _adapter_problems(run, can, plugin)
     yield from strategy.problems(run)
 
 
@@ -101,6 +103,21 @@ def _zero_problems(run: RunConfig, can: Capability, stage: int | None, plugin: s
             reason = f"{plugin} sums in its working precision"
             remedy = f"take --plugin {' or '.join(able('fp32_gradients'))}, or leave it out"
         yield Problem("fp32_gradients", True, reason, remedy, also=("zero", "plugin"))
+
+
+def _adapter_problems(run: RunConfig, can: Capability, plugin: str) -> Iterator[Problem]:
+    """What of how a model is spread keeps an adapter from being trained in it."""
+    flag, booster = run.adapter.flag, run.booster
+    value = getattr(run.adapter, flag)
+    if not can.adapters:
+        reason, remedy = f"{plugin} trains all of a model", f"take --plugin {' or '.join(able('adapters'))}"
+        yield Problem(flag, value, reason, remedy, also=("plugin",))
+    if booster.pp > 1 and booster.pp_style == "zbv":
+        reason = "the linear layers of --pp_style zbv put off gradients of weights, which an adapter's run has not"
+        yield Problem(flag, value, reason, "take another style", also=("pp", "pp_style"))
+    if run.precision.fp8 is not None:
+        reason, remedy = "with --fp8 would be trained beside weights of which 8 bits are used", "leave one out"
+        yield Problem(flag, value, reason, remedy, also=("fp8",), clause=True)
 
 
 def _memory_problems(run: RunConfig, can: Capability, plugin: str) -> Iterator[Problem]:

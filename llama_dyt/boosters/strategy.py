@@ -104,10 +104,10 @@ class Strategy:
             part: `models.partition.StagePart`, what the rank's pipeline stage has after tensor parallelism.
             ranks: `shard_ranks`.
         """
-        working, count = WORKING_BYTES[run.booster.mixed_precision], part.num_parameters
+        working, count = WORKING_BYTES[run.booster.mixed_precision], part.num_trained
         # In fp32 the weights themselves are what Adam updates.
         states = MOMENT_BYTES + (MASTER_BYTES if working != MASTER_BYTES else 0)
-        return StateBytes(float(working * count), float(working * count), float(states * count))
+        return StateBytes(float(working * part.num_parameters), float(working * count), float(states * count))
 
     def boost(self, run: RunConfig, model: Any, optimizer: Any, family: Any) -> Runtime:
         """Spread a model over the ranks; the process group exists.
@@ -122,8 +122,8 @@ class Strategy:
 
 
 def share(part: Any, ranks: int) -> int:
-    """Numbers of the largest share of a stage's parameters, when each is cut evenly over the ranks."""
-    return sum(-(-math.prod(shape) // ranks) for shape in part.shapes.values())
+    """Numbers of the largest share of a stage's trained parameters, when each is cut evenly over the ranks."""
+    return sum(-(-math.prod(shape) // ranks) for shape in part.trained_shapes.values())
 
 
 STRATEGIES: Registry[Strategy] = Registry("plugin", "llama_dyt.boosters.strategies", "STRATEGY", flag="plugin")

@@ -31,11 +31,13 @@ class TrainingState(Protocol):
     """
 
     def sizes(self) -> dict[str, int]:
-        """Names of the parameters this rank's pipeline stage holds, in the model's order, and their bytes in fp32."""
+        """Names of the trained parameters this rank's pipeline stage holds, in the model's order, and their bytes in
+        fp32."""
         ...
 
     def own_parts(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """(name, "param" or moment, what of it this rank holds), in any shape. No communication, no copies."""
+        """(name, "param" or moment, what of it this rank holds), in any shape, of frozen parameters too. No
+        communication, no copies."""
         ...
 
     def gather(self, names: list[str]) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
@@ -46,7 +48,7 @@ class TrainingState(Protocol):
         ...
 
     def scatter(self, read: Read) -> None:
-        """Fill masters, moments and working weights from whole tensors.
+        """Fill masters, moments and working weights, frozen ones too, from whole tensors.
 
         `read(name)` gives "param" and, where a run is resumed rather than started from weights, the moments. Every rank
         indexes the part it holds; no communication.
@@ -54,7 +56,7 @@ class TrainingState(Protocol):
         ...
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        """Whole fp32 gradient of each held parameter, mean over data-parallel ranks, loss scale removed.
+        """Whole fp32 gradient of each trained parameter held, mean over data-parallel ranks, loss scale removed.
 
         For tests and diagnosis, between the backward of the last micro batch and the optimizer's step.
         """

@@ -22,6 +22,7 @@ from llama_dyt.core.suggest import unknown
 
 OWNERS = (
     "llama_dyt.models.settings",
+    "llama_dyt.models.adapters.settings",
     "llama_dyt.data.settings",
     "llama_dyt.boosters.settings",
     "llama_dyt.training.settings",

@@ -7,9 +7,10 @@ test compares it with what the policy really cuts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from llama_dyt.models.adapters.adapter import cut_of
 from llama_dyt.models.spec import ModelSpec
 
 VOCABULARY_MULTIPLE = 64
@@ -33,6 +34,7 @@ class StagePart:
         num_replicated: those of them that every tensor-parallel rank holds alike (norms, embedding scale).
         num_padding: rows of padding over all tensor-parallel ranks of the stage, in numbers.
         num_copied: numbers held here a second time: a head tied to an embedding on another stage.
+        trained: those of the shapes whose parameters are trained; None: all of them.
     """
 
     layer_numbers: tuple[int, ...]
@@ -41,6 +43,17 @@ class StagePart:
     num_replicated: int
     num_padding: int
     num_copied: int = 0
+    trained: Mapping[str, tuple[int, ...]] | None = None
+
+    @property
+    def trained_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name → local shape of what has gradients and optimizer states."""
+        return self.shapes if self.trained is None else self.trained
+
+    @property
+    def num_trained(self) -> int:
+        """Numbers of one rank that are trained."""
+        return sum(map(math.prod, self.trained_shapes.values()))
 
     def num_distinct(self, tp_size: int) -> int:
         """Numbers of the model that the stage's tensor-parallel ranks hold together, each counted once."""
@@ -79,6 +92,7 @@ def partition(
     chunks: int = 1,
     zigzag: bool = False,
     tied: bool = False,
+    trained: Collection[str] | None = None,
 ) -> list[StagePart]:
     """The parts of a model, one for each pipeline stage.
 
@@ -87,6 +101,7 @@ def partition(
         family: what is cut, and how.
         chunks, zigzag: as for `layers_of_stages`.
         tied: the head is the embedding, and not among `shapes`; on a stage of its own it is held again.
+        trained: names of the parameters that are trained; None: all.
     """
     layer_prefix = family.layer_prefix
     numbers = {int(name.removeprefix(layer_prefix).split(".")[0]) for name in shapes if name.startswith(layer_prefix)}
@@ -113,7 +128,13 @@ def partition(
         copied[last] = math.prod(copy)
     return [
         StagePart(
-            layers, of_stage, sum(map(math.prod, of_stage.values())), replicated[stage], padding[stage], copied[stage]
+            layers,
+            of_stage,
+            sum(map(math.prod, of_stage.values())),
+            replicated[stage],
+            padding[stage],
+            copied[stage],
+            None if trained is None else {name: shape for name, shape in of_stage.items() if name in trained},
         )
         for stage, (layers, of_stage) in enumerate(zip(stages, held, strict=True))
     ]
@@ -122,11 +143,8 @@ def partition(
 def _local_shape(name: str, whole: tuple[int, ...], family: ModelSpec, tp_size: int) -> tuple[int, ...]:
     if tp_size == 1:
         return whole
-    match family.cut_of(name):
-        case "vocabulary":
-            return (padded_vocabulary(whole[0], tp_size) // tp_size, *whole[1:])
-        case "column":
-            return (whole[0] // tp_size, *whole[1:])
-        case "row":
-            return (whole[0], whole[1] // tp_size)
-    return whole
+    cut, dimension = cut_of(name, family)
+    if cut is None:
+        return whole
+    size = padded_vocabulary(whole[dimension], tp_size) if cut == "vocabulary" else whole[dimension]
+    return (*whole[:dimension], size // tp_size, *whole[dimension + 1 :])

@@ -52,6 +52,10 @@ class TensorFiles:
         """Tensor name → (shape, file)."""
         return {name: (tuple(handle.get_slice(name).get_shape()), file) for name, (handle, file) in self._files.items()}
 
+    def dtype(self, name: str) -> torch.dtype:
+        """That a tensor is stored in."""
+        return self._files[name][0].get_slice(name)[:0].dtype
+
     def __contains__(self, name: str) -> bool:
         return name in self._files
 

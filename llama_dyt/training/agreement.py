@@ -42,6 +42,7 @@ def facts_of(plan: Plan) -> dict[str, Fact]:
         },
         "the attention function": Fact(str(plan.model_config._attn_implementation)),
         "the weights": _weights(plan),
+        "the adapter": _adapter(plan),
         "the tokenizer": Fact(tokenizer_fingerprint(plan.tokenizer) if plan.tokenizer is not None else "none"),
         **_data(plan),
         **_code(),
@@ -65,6 +66,16 @@ def _weights(plan: Plan) -> Fact:
         (path.name, path.stat().st_size, _digest(path.read_bytes()) if path.suffix == ".json" else "") for path in files
     ]
     return Fact(_digest(repr(listing).encode()), _absolute(folder))
+
+
+def _adapter(plan: Plan) -> Fact:
+    if plan.adapter is None:
+        return Fact("none")
+    asked = repr((sorted(plan.adapter.places.items()), sorted(plan.adapter.whole)))
+    folder, content = plan.adapter_folder, b""
+    if folder is not None:
+        content = b"".join(file.read_bytes() for file in sorted(folder.glob("adapter_*")))
+    return Fact(_digest(asked.encode() + content), _absolute(folder))
 
 
 def _data(plan: Plan) -> dict[str, Fact]:

@@ -8,31 +8,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from llama_dyt.boosters.boosted import Boosted, peak_memory_mb
 from llama_dyt.boosters.materialize import WORKING_DTYPES
-from llama_dyt.boosters.training_state import Read
 from llama_dyt.config import check
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core import ranks
 from llama_dyt.core.errors import CheckpointError
-from llama_dyt.core.store import Location, at
+from llama_dyt.core.store import Location, at, store_of
 from llama_dyt.data.loaders.step import Step
 from llama_dyt.launch.claim import Claim, release_all, take
 from llama_dyt.launch.process_group import launch, shutdown
-from llama_dyt.models import (
-    InitialWeights,
-    empty_model,
-    family_of,
-    read_pretrained,
-    recompute_activations,
-    use_float8,
-)
+from llama_dyt.models import empty_model, family_of, recompute_activations, use_float8
+from llama_dyt.models.adapters import attach, merge, trained_in_words
 from llama_dyt.training.agreement import facts_of
 from llama_dyt.training.callbacks.callback import Callback, Callbacks, asked_for
 from llama_dyt.training.callbacks.checkpointing import Checkpointing
@@ -41,9 +33,11 @@ from llama_dyt.training.callbacks.reporting import Reporting
 from llama_dyt.training.callbacks.saturation import Saturation
 from llama_dyt.training.callbacks.status import Status
 from llama_dyt.training.callbacks.validation import HeldOutBatches, Validation
+from llama_dyt.training.checkpoint.base import Base, describe_base
+from llama_dyt.training.checkpoint.contents import ADAPTER, MODEL
 from llama_dyt.training.checkpoint.generators import set_rng_state
 from llama_dyt.training.checkpoint.imports import differences
-from llama_dyt.training.checkpoint.model_files import save_model_files
+from llama_dyt.training.checkpoint.model_files import save_adapter_files, save_model_files
 from llama_dyt.training.checkpoint.publishing import home_of
 from llama_dyt.training.checkpoint.reader import restore_counters
 from llama_dyt.training.checkpoint.verification import checkpoint_around, verify
@@ -59,6 +53,10 @@ from llama_dyt.training.signals import INTERRUPTED_STATUS, StopRequest
 from llama_dyt.training.summary import print_summary, run_in_words
 from llama_dyt.training.trackers.tracker import Tracked
 from llama_dyt.training.trackers.trackers import Trackers
+from llama_dyt.training.weights import starting_weights
+
+MERGED = "merged"
+"""The folder in a --save_dir that --merge_adapter writes."""
 
 
 class Session:
@@ -80,6 +78,7 @@ class Session:
         if dist.get_world_size() > 1:  # one has nobody to compare with, and opens its data once
             ranks.agree(facts_of(plan))
         self._verify()
+        self._base = self._describe_base() if plan.adapter is not None else None
         self.boosted = self._boost()
         self.grid = self.boosted.grid
         # Before data are opened: their workers would work beside what is measured.
@@ -91,6 +90,7 @@ class Session:
             device=self.boosted.device,
             dtype=WORKING_DTYPES[self.run.booster.mixed_precision],
             processes_here=plan.environment.local_world_size or 1,
+            adapter=plan.adapter,
         )
         self.progress = Progress()
         if plan.checkpoint is not None:
@@ -129,17 +129,34 @@ class Session:
         elif around is not None:
             say(plan, verify(around, plan.environment, "model"))
 
+    def _describe_base(self) -> Base:
+        """The weights that stay as they are; where a checkpoint is resumed, found to be the ones it was made with."""
+        plan, folder = self.plan, self.plan.weights_folder
+        named = self.run.model.model_path
+        path = str(folder.absolute()) if at(named).expanduser().is_dir() else named
+        positions = plan.model_config.max_position_embeddings
+        base = describe_base(folder, path, positions, plan.environment, self.run.run.verify)
+        if plan.checkpoint is not None:
+            base.require_same(plan.checkpoint.base, plan.checkpoint.path)
+        return base
+
     def _boost(self) -> Boosted:
-        run, config = self.run, self.plan.model_config
+        run, config, adapter = self.run, self.plan.model_config, self.plan.adapter
         model = empty_model(config)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        if adapter is not None:
+            attach(model, adapter)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         recompute_activations(model, run.model.recomputed_share)
         if run.precision.fp8 is not None:
             use_float8(model, run.precision.fp8, run.precision.fp8_emulate, run.precision.fp8_keep_layers)
-        num_parameters = sum(shape.numel() for shape in shapes.values())
         self._model_in_words = f"{config.norm_type} {family_of(config).in_words} of {num_parameters:,} parameters"
+        if adapter is not None:
+            say(self.plan, trained_in_words(adapter, config))
+            self._model_in_words += f" with {adapter.in_words}"
         groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
-        with self._weights(shapes) as read:
+        with starting_weights(self.plan, shapes, trained) as read:
             boosted = Boosted(run, model, groups, read)
         self._require_finite(boosted)
         return boosted
@@ -152,15 +169,6 @@ class Session:
         if spoiled is not None:
             remedy = "load an earlier checkpoint" if checkpoint is not None else "get the folder anew"
             raise CheckpointError(f"{folder}: {spoiled} has values that are not finite; {remedy}")
-
-    def _weights(self, shapes: dict[str, torch.Size]) -> AbstractContextManager[Read]:
-        """Where the run's tensors come from: its checkpoint, existing weights, or the seed."""
-        plan = self.plan
-        if plan.checkpoint is not None:
-            return plan.checkpoint.reader()
-        if plan.weights_folder is not None:
-            return read_pretrained(plan.weights_folder, plan.model_config)
-        return nullcontext(InitialWeights(shapes, plan.model_config, self.run.run.seed).read)
 
     def _restore(self) -> None:
         """All of a checkpoint but the tensors, which the model was boosted from."""
@@ -217,6 +225,8 @@ class Session:
             seconds = time.perf_counter() - start
             speed = self.speedometer.in_words(self.progress.tokens_seen - first_token, seconds)
             print_summary(trainer, ending, total_steps, speed, writer.last_path, results)
+        if run.adapter.merge_adapter and not interrupted:
+            self._merge(writer.last_path, save_dir)
         if interrupted:
             # torchrun ends all workers of a machine as soon as one has ended with a status of its own.
             ranks.gather(None, "ending after a save")
@@ -224,13 +234,29 @@ class Session:
             sys.exit(INTERRUPTED_STATUS)
         return writer.last_path
 
+    def _merge(self, checkpoint: Location, save_dir: Location) -> None:
+        """Write the base with the adapter of a checkpoint in it, beside the checkpoints."""
+        store, plan = store_of(checkpoint), self.plan
+
+        def write() -> None:
+            adapter = store.local(checkpoint, f"{ADAPTER.folder}/") / ADAPTER.folder
+            merge(plan.weights_folder, adapter, Path(str(save_dir)) / MERGED, anew=True)
+
+        ranks.from_first(write, "merging the adapter")
+        if plan.is_first_process:
+            print(f"  merged      {save_dir / MERGED}", flush=True)
+
     def _make_writer(self, save_dir: Location, say: Callable[[str], None]) -> CheckpointWriter:
         plan = self.plan
+        contents, save_files = MODEL, partial(save_model_files, plan.model_config, plan.tokenizer)
+        if plan.adapter is not None:
+            contents, save_files = ADAPTER, partial(save_adapter_files, plan.adapter, self._base, plan.tokenizer)
         writer = CheckpointWriter(
             save_dir,
             self.boosted.state,
             self.grid,
-            partial(save_model_files, plan.model_config, plan.tokenizer),
+            save_files,
+            contents=contents,
             claim=self._claim,
             nonce=self._nonce[:8],
             say=say,

@@ -26,6 +26,16 @@ from colossalai.shardformer.layer import (
 from colossalai.shardformer.policies.base_policy import ModulePolicyDescription, Policy, SubModuleReplacementDescription
 from torch import nn
 
+from llama_dyt.boosters.layers.adapted import (
+    ColumnLora,
+    HeadLora,
+    RowLora,
+    SlicedRowLora,
+    VocabularyLora,
+    WholeInputColumnLora,
+    WholeInputHeadLora,
+    keeping_adapter,
+)
 from llama_dyt.boosters.layers.parallel_linear import (
     DeferredRowLinear,
     WholeInputColumnLinear,
@@ -60,6 +70,11 @@ class VocabParallelScaledEmbedding(VocabParallelEmbedding1D):
             parallel.__class__ = VocabParallelScaledEmbedding
             parallel.scale = module.scale
         return parallel
+
+    @property
+    def embed_scale(self) -> torch.Tensor:
+        """What rows are multiplied by, as the model's own embedding has it."""
+        return self.scale
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         return scaled(super().forward(input_ids), self.scale)
@@ -118,16 +133,19 @@ class DecoderPolicy(Policy):
         use_zbv: bool,
     ) -> None:
         family, mode = self.family, self._mode if self._mode == "split_gather" else None
-        column, head = Linear1D_Col, VocabParallelLMHead1D
         if self._blocks_see_to_inputs:
-            column, head = WholeInputColumnLinear, WholeInputHead
-        row = DeferredRowLinear if use_zbv else Linear1D_Row
+            column = keeping_adapter(WholeInputColumnLinear, WholeInputColumnLora)
+            head = keeping_adapter(WholeInputHead, WholeInputHeadLora)
+        else:
+            column, head = keeping_adapter(Linear1D_Col, ColumnLora), keeping_adapter(VocabParallelLMHead1D, HeadLora)
+        row = keeping_adapter(DeferredRowLinear if use_zbv else Linear1D_Row, SlicedRowLora if mode else RowLora)
+        embedding = keeping_adapter(VocabParallelScaledEmbedding, VocabularyLora)
         layer.sub_module_replacement += [
             *(_replacement(name, column, use_zbv=use_zbv) for name in family.column_parallel),
             *(_replacement(name, row, use_zbv=use_zbv, seq_parallel_mode=mode) for name in family.row_parallel),
         ]
         vocabulary = {"make_vocab_size_divisible_by": VOCABULARY_MULTIPLE}
-        decoder.sub_module_replacement += [_replacement(family.embedding, VocabParallelScaledEmbedding, **vocabulary)]
+        decoder.sub_module_replacement += [_replacement(family.embedding, embedding, **vocabulary)]
         model.sub_module_replacement += [_replacement(family.head, head, use_zbv=use_zbv, **vocabulary)]
 
     @property
@@ -169,7 +187,7 @@ class DecoderPolicy(Policy):
             shifted=self._mode == "all_to_all",
             part=part,
             prepare=prepare,
-            fused=not self._zero_bubble,
+            fused=self.model.loss_function.fused and not self._zero_bubble,
         )
 
     # --- sequence parallelism --------------------------------------------------------------------------------------
@@ -258,7 +276,7 @@ class DecoderPolicy(Policy):
         embedding = getattr(self._decoder(), self.family.embedding).weight
         head = getattr(self.model, self.family.head).weight
         manager = self.pipeline_stage_manager
-        if manager is None or manager.use_zbv or embedding is not head:
+        if manager is None or manager.use_zbv or embedding is not head or not embedding.requires_grad:
             return []
         return [{0: embedding, manager.num_stages - 1: head}]
 

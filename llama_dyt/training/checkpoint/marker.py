@@ -118,5 +118,10 @@ def sha256_of(path: Path) -> str:
 
 def identity(folder: Path) -> tuple[int, int]:
     """Equal on two machines where they see the same checkpoint, not copies of it on disks of their own."""
-    marker = os.stat(folder / MARKER)
-    return marker.st_ino, marker.st_mtime_ns
+    return identity_of(folder / MARKER)
+
+
+def identity_of(file: Path) -> tuple[int, int]:
+    """The same of one file."""
+    found = os.stat(file)
+    return found.st_ino, found.st_mtime_ns

@@ -17,7 +17,10 @@ import torch
 from llama_dyt.boosters.training_state import MOMENTS, TrainingState
 from llama_dyt.core.errors import CheckpointError
 from llama_dyt.core.store import Location, at, store_of
+from llama_dyt.models.adapters.peft_files import CONFIG_FILE
 from llama_dyt.models.tensor_files import StoredTensor, TensorFiles
+from llama_dyt.training.checkpoint.base import BASE_FILE, Base
+from llama_dyt.training.checkpoint.contents import ADAPTER, MODEL
 from llama_dyt.training.checkpoint.marker import MARKER, step_of, why_incomplete
 from llama_dyt.training.checkpoint.publishing import find_steps
 
@@ -87,6 +90,7 @@ class Checkpoint:
         trainer_state: step, tokens_seen, data position and RNG states as saved.
         schedule: what `lr_scheduler` holds.
         optimizer_scalars: Adam's step count and the loss scaler's state.
+        contents: what of the weights it holds: all, or an adapter.
     """
 
     def __init__(self, path: Location) -> None:
@@ -94,14 +98,27 @@ class Checkpoint:
         self.trainer_state = _read_json(path / "trainer_state.json")
         self.schedule = _read_json(path / "lr_scheduler")
         self.optimizer_scalars = _read_json(path / "optimizer" / "optimizer.json")
+        self.contents = ADAPTER if (path / ADAPTER.folder / CONFIG_FILE).is_file() else MODEL
 
     @property
     def step(self) -> int:
         return int(self.trainer_state["step"])
 
     @property
+    def holds_adapter(self) -> bool:
+        """Whether an adapter is all that there is of the weights."""
+        return self.contents is ADAPTER
+
+    @property
+    def base(self) -> Base:
+        """The weights that its adapter was trained beside."""
+        return Base.of_json(_read_json(self.path / ADAPTER.folder / BASE_FILE))
+
+    @property
     def positions(self) -> int:
         """The longest sequence that the saved model says it was made for."""
+        if self.holds_adapter:
+            return self.base.positions
         return int(_read_json(self.path / "model" / "config.json")["max_position_embeddings"])
 
     def check_fits(self, shapes: dict[str, torch.Size]) -> None:
@@ -110,8 +127,9 @@ class Checkpoint:
         Raises:
             CheckpointError: naming the first parameter that differs, with both shapes.
         """
-        with TensorFiles(self._local("model/") / "model") as files:
-            saved = {name: shape for name, (shape, _) in files.shapes().items()}
+        contents = self.contents
+        with TensorFiles(self._local(f"{contents.folder}/") / contents.folder, contents.stem) as files:
+            saved = {name.removeprefix(contents.prefix): shape for name, (shape, _) in files.shapes().items()}
         for name, shape in shapes.items():
             if name not in saved:
                 raise CheckpointError(
@@ -134,12 +152,13 @@ class Checkpoint:
     def reader(self) -> Iterator[Callable[[str], dict[str, StoredTensor]]]:
         """A context that gives `read(name)`: "param", "exp_avg" and "exp_avg_sq" of a parameter, each to be indexed by
         slices: a rank reads its own part alone, straight from the mapped files, in fp32."""
-        folder = self._local()
-        with TensorFiles(folder / "model") as model, TensorFiles(folder / "optimizer", "optimizer") as optimizer:
+        folder, contents = self._local(), self.contents
+        weights = TensorFiles(folder / contents.folder, contents.stem)
+        with weights as model, TensorFiles(folder / "optimizer", "optimizer") as optimizer:
 
             def read(name: str) -> dict[str, StoredTensor]:
                 moments = {moment: optimizer[f"{moment}.{name}"] for moment in MOMENTS}
-                return {"param": model[name], **moments}
+                return {"param": model[contents.prefix + name], **moments}
 
             yield read
 

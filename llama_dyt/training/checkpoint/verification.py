@@ -44,7 +44,7 @@ def verify(folder: Location, environment: ProcessEnvironment, part: str = "") ->
     begin = time.monotonic()
     seen = ranks.gather(identity(here), what)
     sharing = [rank for rank, theirs in enumerate(seen) if theirs == seen[environment.rank]]
-    mine = _share(written, sharing.index(environment.rank), len(sharing))
+    mine = share(written, sharing.index(environment.rank), len(sharing))
     threads = (os.cpu_count() or 1) // (environment.local_world_size or len(sharing))
     found = ranks.together(lambda: damaged_files(here, mine, threads), what)
     faults = sorted({fault for of_rank in ranks.gather(found, what) for fault in of_rank})
@@ -56,7 +56,7 @@ def verify(folder: Location, environment: ProcessEnvironment, part: str = "") ->
     return f"verified {num_bytes / 1e6:,.1f} MB of {folder} in {time.monotonic() - begin:.1f} s (--no-verify skips it)"
 
 
-def _share(written: dict[str, Written], number: int, count: int) -> list[str]:
+def share(written: dict[str, Written], number: int, count: int) -> list[str]:
     """The files that one of `count` ranks reads: about as many bytes as the others."""
     loads = [0] * count
     mine = []

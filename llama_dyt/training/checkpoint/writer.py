@@ -2,6 +2,7 @@
 
     save_dir/step_00000100/
         model/            fp32 HuggingFace safetensors shards, config, tokenizer, modeling files
+        adapter/          instead, of a run that trains one: it alone in peft's format, tokenizer, base.json (`base.py`)
         optimizer/        fp32 moments under the same names, `exp_avg.<name>` and `exp_avg_sq.<name>`; optimizer.json
         lr_scheduler      the schedule, JSON
         trainer_state.json
@@ -30,6 +31,7 @@ from llama_dyt.core import files, ranks
 from llama_dyt.core.errors import CheckpointError, LlamaDytError
 from llama_dyt.core.store import Location, Staging, store_of
 from llama_dyt.launch.claim import Claim
+from llama_dyt.training.checkpoint.contents import MODEL, Contents
 from llama_dyt.training.checkpoint.marker import Written, described, marker_of, step_folder
 from llama_dyt.training.checkpoint.publishing import clear_leftovers
 from llama_dyt.training.checkpoint.tensor_writer import save_tensors
@@ -47,6 +49,7 @@ class CheckpointWriter:
         grid: Grid,
         save_model_files: Callable[[Path], None],
         max_shard_bytes: int = MAX_SHARD_BYTES,
+        contents: Contents = MODEL,
         claim: Claim | None = None,
         nonce: str = "alone",
         say: Callable[[str], None] = lambda message: None,
@@ -54,6 +57,7 @@ class CheckpointWriter:
         """
         Args:
             save_model_files: writes config, tokenizer and modeling files into a folder; called on rank 0 alone.
+            contents: what of the weights is held, and how.
             claim: rank 0's on `save_dir`; without it nothing that other runs left is touched.
             nonce: tells this run's unfinished folders from others'; the same on all ranks.
             say: takes a line about what was replaced or removed; called on rank 0 alone.
@@ -63,6 +67,7 @@ class CheckpointWriter:
         self._grid = grid
         self._save_model_files = save_model_files
         self._max_shard_bytes = max_shard_bytes
+        self._contents = contents
         self._claim = claim
         self._say = say
         self._nonce = nonce
@@ -97,7 +102,7 @@ class CheckpointWriter:
                 self._claim.check()
                 clear_leftovers(self.save_dir, self._say)
             staging.begin(self._say)
-            self._save_model_files(staging.folder("model"))
+            self._save_model_files(staging.folder(self._contents.folder))
             files.write_json(staging.folder() / "lr_scheduler", schedule)
             files.write_json(staging.folder("optimizer") / "optimizer.json", optimizer_scalars)
             files.write_json(staging.folder() / "trainer_state.json", trainer_state)
@@ -105,9 +110,9 @@ class CheckpointWriter:
             staging.hand_over()
 
         def finish() -> None:
-            for kind, index in _indices(shards, written).items():
-                name = f"{kind}/{kind}.safetensors.index.json"
-                files.write_text(staging.folder(kind) / f"{kind}.safetensors.index.json", index)
+            for (folder, stem), index in self._indices(shards, written).items():
+                name = f"{folder}/{stem}.safetensors.index.json"
+                files.write_text(staging.folder(folder) / f"{stem}.safetensors.index.json", index)
                 written[name] = Written(len(index.encode()), hashlib.sha256(index.encode()).hexdigest())
             staging.hand_over()
             if self._claim is not None:
@@ -139,15 +144,16 @@ class CheckpointWriter:
             The parameters of every shard.
         """
 
-        def write(tensors: dict[str, torch.Tensor], kind: str, number: int) -> None:
-            path = staging.folder(kind) / shard_name(kind, number, total)
+        def write(tensors: dict[str, torch.Tensor], folder: str, stem: str, number: int) -> None:
+            path = staging.folder(folder) / shard_name(stem, number, total)
             digest = save_tensors(tensors, path)
-            written[f"{kind}/{path.name}"] = Written(path.stat().st_size, digest)
+            written[f"{folder}/{path.name}"] = Written(path.stat().st_size, digest)
             staging.hand_over()
 
+        contents = self._contents
         mine = self._plan_shards()
         stages = [mine]
-        if self._grid.pp_group is not None:
+        if self._grid.pp_group is not None and not contents.in_one_file:
             stages = ranks.gather(mine, "dividing a checkpoint into shards", self._grid.pp_group)
         total = sum(len(stage) for stage in stages)
         first = sum(len(stage) for stage in stages[: self._grid.pp_rank])
@@ -157,16 +163,20 @@ class CheckpointWriter:
             for name, tensors in self._state.gather(names):
                 if tensors is None:
                     continue
-                weights[name] = tensors["param"]
+                weights[contents.prefix + name] = tensors["param"]
                 for moment in MOMENTS:
                     moments[f"{moment}.{name}"] = tensors[moment]
+            if contents.in_one_file and self._grid.is_writer and self._grid.pp_group is not None:
+                weights, moments = _on_first_stage(weights, self._grid), _on_first_stage(moments, self._grid)
             if weights:
-                attempt(partial(write, weights, "model", number))
-                attempt(partial(write, moments, "optimizer", number))
+                attempt(partial(write, weights, contents.folder, contents.stem, number))
+                attempt(partial(write, moments, "optimizer", "optimizer", number))
         return [names for stage in stages for names in stage]
 
     def _plan_shards(self) -> list[list[str]]:
         """This stage's names in order, cut where a shard's fp32 weights would pass the limit."""
+        if self._contents.in_one_file:
+            return [list(self._state.sizes())]
         shards: list[list[str]] = []
         size = 0
         for name, num_bytes in self._state.sizes().items():
@@ -176,6 +186,26 @@ class CheckpointWriter:
             shards[-1].append(name)
             size += num_bytes
         return shards
+
+    def _indices(self, shards: list[list[str]], written: Mapping[str, Written]) -> dict[tuple[str, str], str]:
+        """(folder, stem) → HuggingFace's index of its shards; none where one file holds all."""
+        if len(shards) < 2:
+            return {}
+        indices = {}
+        moments = [f"{moment}." for moment in MOMENTS]
+        for folder, stem, prefixes in (
+            (self._contents.folder, self._contents.stem, [self._contents.prefix]),
+            ("optimizer", "optimizer", moments),
+        ):
+            weight_map = {
+                prefix + name: shard_name(stem, number, len(shards))
+                for number, names in enumerate(shards)
+                for name in names
+                for prefix in prefixes
+            }
+            total = sum(written[f"{folder}/{name}"].bytes for name in set(weight_map.values()))
+            indices[folder, stem] = files.to_json({"metadata": {"total_size": total}, "weight_map": weight_map})
+        return indices
 
     def _raise_together(self, errors: list[str], final: Location) -> None:
         """Make any rank's failure every rank's."""
@@ -191,21 +221,11 @@ def shard_name(kind: str, number: int, total: int) -> str:
     return f"{kind}.safetensors" if total == 1 else f"{kind}-{number + 1:05d}-of-{total:05d}.safetensors"
 
 
-def _indices(shards: list[list[str]], written: Mapping[str, Written]) -> dict[str, str]:
-    """Kind → HuggingFace's index of its shards; none where one file holds all."""
-    if len(shards) < 2:
-        return {}
-    indices = {}
-    for kind, prefixes in (("model", [""]), ("optimizer", [f"{moment}." for moment in MOMENTS])):
-        weight_map = {
-            prefix + name: shard_name(kind, number, len(shards))
-            for number, names in enumerate(shards)
-            for name in names
-            for prefix in prefixes
-        }
-        total = sum(written[f"{kind}/{name}"].bytes for name in set(weight_map.values()))
-        indices[kind] = files.to_json({"metadata": {"total_size": total}, "weight_map": weight_map})
-    return indices
+def _on_first_stage(tensors: dict[str, torch.Tensor], grid: Grid) -> dict[str, torch.Tensor]:
+    """Those of all pipeline stages together on the first of them, none on the others. Collective over the stages."""
+    parts: list[dict[str, torch.Tensor]] | None = [{}] * grid.pp_size if grid.pp_rank == 0 else None
+    dist.gather_object(tensors, parts, dst=dist.get_global_rank(grid.pp_group, 0), group=grid.pp_group)
+    return {name: tensor for part in parts or () for name, tensor in part.items()}
 
 
 def _reason(error: Exception) -> str:

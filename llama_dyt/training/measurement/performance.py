@@ -12,6 +12,7 @@ import torch
 from transformers import PretrainedConfig
 
 from llama_dyt.models import family_of, recomputed_layers
+from llama_dyt.models.adapters import Adapter, count
 from llama_dyt.training.measurement.figures import figure, percentage
 from llama_dyt.training.measurement.peak import peak_tflops
 
@@ -26,6 +27,13 @@ def hardware_flops_per_token(config: PretrainedConfig, sequence_length: int, rec
     recomputing = len(recomputed_layers(config.num_hidden_layers, recomputed_share))
     once_more = family.recomputed_flops_per_token(config, sequence_length) * recomputing
     return family.flops_per_token(config, sequence_length) + once_more
+
+
+def frozen_flops_per_token(config: PretrainedConfig, adapter: Adapter) -> float:
+    """FLOPs of one token that an adapter's run does without: the gradients of weights that are frozen, 2 for each, less
+    the adapter's own 6 for each of its numbers."""
+    counts = count(adapter, config)
+    return 2.0 * family_of(config).matmul_parameters(config) - 6.0 * counts.added
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,20 @@ class Speedometer:
         device: torch.device,
         dtype: torch.dtype,
         processes_here: int = 1,
+        adapter: Adapter | None = None,
     ) -> None:
-        """`processes_here`: of this run on this machine, which measure its peak at the same time."""
+        """
+        Args:
+            processes_here: of this run on this machine, which measure its peak at the same time.
+            adapter: what is trained in place of the weights.
+        """
         self.sequence_length = sequence_length
         self.num_devices = num_devices
         self.model_flops = family_of(config).flops_per_token(config, sequence_length)
         self.hardware_flops = hardware_flops_per_token(config, sequence_length, recomputed_share)
+        if adapter is not None:
+            spared = frozen_flops_per_token(config, adapter)
+            self.model_flops, self.hardware_flops = self.model_flops - spared, self.hardware_flops - spared
         self.peak_tflops, self.peak_source = peak_tflops(device, dtype, processes_here)
 
     def speed(self, tokens: int, seconds: float) -> Speed:

@@ -15,6 +15,7 @@ from llama_dyt.data.formats.sources import ReadOptions
 from llama_dyt.data.opening import LoaderOptions
 from llama_dyt.data.sample import SampleCorpus
 from llama_dyt.data.validation_sets import ValidationSet
+from llama_dyt.models.adapters import Adapter
 from llama_dyt.training.checkpoint.reader import Checkpoint
 from llama_dyt.training.plan.datasets import loader_options, read_options
 from llama_dyt.training.sizing.recompute_share import ChosenShare
@@ -29,6 +30,8 @@ class Plan:
         device: "cuda" or "cpu".
         model_config: HF config of the model to train.
         weights_folder: HF folder the weights start from; None for fresh ones.
+        adapter: what is trained in place of the weights; None: the weights.
+        adapter_folder: in peft's format, that the adapter starts from; None for a new one.
         checkpoint: what the run resumes from; None for a start at step 0.
         claims: the folder that the run is to have for itself; None where it writes to none.
         dataset: the path or hub name to read (the built corpus's for `sample`); None for the benchmark, and in a dry
@@ -45,6 +48,8 @@ class Plan:
     model_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase | None = None
     weights_folder: Path | None = None
+    adapter: Adapter | None = None
+    adapter_folder: Path | None = None
     checkpoint: Checkpoint | None = None
     claims: Location | None = None
     dataset: str | None = None

@@ -39,11 +39,13 @@ from llama_dyt.models import (
     use_float8,
     why_no_float8,
 )
+from llama_dyt.models.adapters import Adapter, attach
 from llama_dyt.models.presets import get_model, read_model
 from llama_dyt.models.settings import family_fields, norm_fields
 from llama_dyt.training.checkpoint.marker import step_of
 from llama_dyt.training.checkpoint.publishing import home_of
 from llama_dyt.training.checkpoint.reader import Checkpoint, complete_steps, find_checkpoint
+from llama_dyt.training.plan.adapters import holds_adapter, require_same_adapter, resolve_adapter
 from llama_dyt.training.plan.check import Checked, Found
 from llama_dyt.training.plan.datasets import datasets, loader_options, look_at_datasets, read_options
 from llama_dyt.training.plan.plan import Plan
@@ -79,6 +81,8 @@ def resolve(checked: Checked) -> Plan:
         )
     model_config, notes = _resolve_model(run, checked.device, found, data.tokenizer, weights_folder, checkpoint)
     found.raise_if_any()
+    adapter, adapter_from = _resolve_adapter(run, model_config, found, checkpoint)
+    found.raise_if_any()
     return Plan(
         run=run,
         environment=checked.environment,
@@ -86,6 +90,8 @@ def resolve(checked: Checked) -> Plan:
         model_config=model_config,
         tokenizer=data.tokenizer,
         weights_folder=weights_folder,
+        adapter=adapter,
+        adapter_folder=adapter_from,
         checkpoint=checkpoint,
         claims=at(run.run.save_dir) if run.kind != "benchmark" and run.run.save_dir is not None else None,
         dataset=data.dataset,
@@ -182,10 +188,30 @@ def _resolve_model(
             found.add(Problem("fp8", eight.fp8, reason, "leave it out, or add --fp8_emulate", local=True))
         empty = empty_model(config)
         found.attempt(lambda: use_float8(empty, eight.fp8, eight.fp8_emulate, eight.fp8_keep_layers))
-    if config is not None and checkpoint is not None:
-        shapes = {name: parameter.shape for name, parameter in empty_model(config).named_parameters()}
-        found.attempt(lambda: checkpoint.check_fits(shapes))
     return config, notes
+
+
+def _resolve_adapter(
+    run: RunConfig, config: PretrainedConfig, found: Found, checkpoint: Checkpoint | None
+) -> tuple[Adapter | None, Path | None]:
+    """(the adapter that is trained, the folder it starts from), and that the checkpoint is of the same model."""
+    model, adapter, folder = empty_model(config), None, None
+    if run.adapter.asked_for:
+        adapter, folder = found.attempt(lambda: resolve_adapter(run, model)) or (None, None)
+        if adapter is None:
+            return None, None
+    if checkpoint is None:
+        return adapter, folder
+
+    def compare() -> None:
+        require_same_adapter(checkpoint, adapter, model)
+        if adapter is not None:
+            attach(model, adapter)
+        trained = {name: held.shape for name, held in model.named_parameters() if held.requires_grad}
+        checkpoint.check_fits(trained)
+
+    found.attempt(compare)
+    return adapter, folder
 
 
 def _problems_of_ends(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]:
@@ -213,12 +239,15 @@ def _weights_folder(run: RunConfig) -> Path | None:
         path = path.parent
     if (path / "config.json").is_file():
         return store_of(path).local(path)
-    if not (path / "model" / "config.json").is_file():
+    if not (path / "model" / "config.json").is_file() and not holds_adapter(path):
         steps = complete_steps(path)
         if not steps:
             reason, remedy = "no config.json and no complete checkpoint in it", "give an HF folder or a checkpoint"
             raise ConfigurationError(Problem("model_path", name, reason, remedy))
         path = steps[-1]
+    if holds_adapter(path):
+        reason = f"{path} holds an adapter alone"
+        raise ConfigurationError(Problem("model_path", name, reason, "give its base, and this as --adapter"))
     return store_of(path).local(path, "model/") / "model"
 
 

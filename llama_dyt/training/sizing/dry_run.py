@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from llama_dyt.boosters.compilation import compiles
 from llama_dyt.models import count_parameters
+from llama_dyt.models.adapters import count, trained_in_words
+from llama_dyt.models.partition import StagePart
 from llama_dyt.training.measurement.figures import figure
 from llama_dyt.training.plan import Plan
 from llama_dyt.training.settings import tokens_per_step
@@ -25,6 +27,9 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
     tokens = tokens_per_step(run, world_size)
     print(run.to_yaml().rstrip())
     print(f"# parameters      {num_parameters:,}")
+    parts = stage_parts(run, plan.model_config, plan.adapter)
+    if plan.adapter is not None:
+        print(f"# trained         {trained_in_words(plan.adapter, plan.model_config)}")
     print(f"# processes       {world_size} ({plan.device}), data-parallel {run.booster.data_parallel_size(world_size)}")
     print(f"# tokens a step   {tokens:,}")
     print(f"# compiled layers {'yes' if compiles(run, plan.device) else 'no'}")
@@ -40,9 +45,9 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
             f"# validation      every {settings.validation_freq} steps and at the end on {chosen}, at most "
             f"{settings.validation_batches} batches ({settings.validation_batches * tokens:,} tokens)"
         )
-    estimates = estimate_memory(run, plan.model_config, world_size, plan.environment.local_world_size)
+    estimates = estimate_memory(run, plan.model_config, world_size, plan.environment.local_world_size, parts)
     if run.booster.tp * run.booster.pp > 1:
-        _print_parts(plan, num_parameters, estimates)
+        _print_parts(plan, num_parameters, parts, estimates)
     print(f"# memory a rank   {_in_words(max(estimates, key=lambda estimate: estimate.device_total))}")
     for line in plan.files:
         print(f"# data            {line}")
@@ -50,10 +55,11 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
         print(f"# warning: {warning}")
 
 
-def _print_parts(plan: Plan, num_parameters: int, estimates: list[MemoryEstimate]) -> None:
+def _print_parts(plan: Plan, num_parameters: int, parts: list[StagePart], estimates: list[MemoryEstimate]) -> None:
     """What a rank of each stage holds; the tensor-parallel ranks of one stage hold equally much."""
     tp = plan.run.booster.tp
-    parts = stage_parts(plan.run, plan.model_config)
+    num_parameters += count(plan.adapter, plan.model_config).added if plan.adapter is not None else 0
+    had = "the model has" if plan.adapter is None else "model and adapter have"
     for stage, (part, estimate) in enumerate(zip(parts, estimates, strict=True)):
         ranks = f"each of {tp} tensor-parallel ranks" if tp > 1 else "a rank"
         print(
@@ -61,7 +67,7 @@ def _print_parts(plan: Plan, num_parameters: int, estimates: list[MemoryEstimate
             f"the model {part.num_distinct(tp):,}; {figure(estimate.device_total / _GIB)} GiB"
         )
     total = sum(part.num_distinct(tp) for part in parts)
-    print(f"# all stages      {total:,} parameters, each counted once (the model has {num_parameters:,})")
+    print(f"# all stages      {total:,} parameters, each counted once ({had} {num_parameters:,})")
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:

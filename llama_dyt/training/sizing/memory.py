@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 from llama_dyt.boosters.strategy import STRATEGIES, WORKING_BYTES
 from llama_dyt.config.run import RunConfig
 from llama_dyt.models import empty_model, family_of, recomputed_layers
+from llama_dyt.models.adapters import Adapter, attach
 from llama_dyt.models.ops.linear_loss import rows_of_chunk
 from llama_dyt.models.partition import StagePart, partition
 
@@ -38,10 +39,14 @@ class MemoryEstimate:
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
-def stage_parts(run: RunConfig, config: PretrainedConfig) -> list[StagePart]:
-    """What a rank of each pipeline stage of a run holds."""
+def stage_parts(run: RunConfig, config: PretrainedConfig, adapter: Adapter | None = None) -> list[StagePart]:
+    """What a rank of each pipeline stage of a run holds; `adapter`: what it trains in place of the weights."""
     booster = run.booster
-    shapes = {name: parameter.shape for name, parameter in empty_model(config).named_parameters()}
+    model = empty_model(config)
+    if adapter is not None:
+        attach(model, adapter)
+    parameters = dict(model.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
     return partition(
         shapes,
         family_of(config),
@@ -50,6 +55,7 @@ def stage_parts(run: RunConfig, config: PretrainedConfig) -> list[StagePart]:
         chunks=booster.model_chunks,
         zigzag=booster.pp_style == "zbv",
         tied=bool(config.tie_word_embeddings),
+        trained=None if adapter is None else {name for name, held in parameters.items() if held.requires_grad},
     )
 
 
@@ -64,7 +70,7 @@ def estimate_memory(
 
     Args:
         local_world_size: processes of one machine; None: all.
-        parts: `stage_parts(run, config)`, where the caller has them.
+        parts: `stage_parts` of the run, where the caller has them, or it trains an adapter.
     """
     strategy = STRATEGIES.get(run.booster.plugin)
     ranks = strategy.shard_ranks(run, world_size, local_world_size)

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core.environment import ProcessEnvironment
+from llama_dyt.models.adapters import Adapter
 from llama_dyt.training.measurement.figures import figure
 from llama_dyt.training.sizing.memory import estimate_memory, stage_parts
 
@@ -62,10 +63,16 @@ def allowed_bytes(run: RunConfig, environment: ProcessEnvironment, device: str) 
     return psutil.virtual_memory().available / processes * (1 - MARGIN)
 
 
-def choose_share(run: RunConfig, config: PretrainedConfig, environment: ProcessEnvironment, device: str) -> ChosenShare:
+def choose_share(
+    run: RunConfig,
+    config: PretrainedConfig,
+    environment: ProcessEnvironment,
+    device: str,
+    adapter: Adapter | None = None,
+) -> ChosenShare:
     """The smallest share of layers, evenly spread, with which the estimate is within the bounds; 1 where none is."""
     allowed = allowed_bytes(run, environment, device)
-    parts = stage_parts(run, config)
+    parts = stage_parts(run, config, adapter)
     num_layers = config.num_hidden_layers
     for num_recomputing in range(num_layers + 1):
         chosen = run.replace(selective_checkpointing=num_recomputing / num_layers)

@@ -49,7 +49,7 @@ class FsdpState:
             module.reshard()
 
     def sizes(self) -> dict[str, int]:
-        return {name: 4 * parameter.numel() for name, parameter in self._parameters.items()}
+        return {name: 4 * parameter.numel() for name, parameter in self._parameters.items() if parameter.requires_grad}
 
     def _rows_a_rank(self, parameter: DTensor) -> int:
         return -(-parameter.shape[0] // dist.get_world_size(self._group))
@@ -99,7 +99,8 @@ class FsdpState:
                     self._optimizer.optim.state[parameter][key] = rows.to(own.device, torch.float32, copy=True)
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        for name, parameter in self._parameters.items():
+        for name in self.sizes():
+            parameter = self._parameters[name]
             yield name, self._whole(parameter, parameter.grad.to_local() / self._scaler.scale)
 
     def optimizer_steps(self) -> int:

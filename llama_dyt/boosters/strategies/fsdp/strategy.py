@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,14 @@ class FullyShardedDataParallel(Strategy):
         return run.booster.shard_size or local_world_size or world_size
 
     def state_bytes(self, run: RunConfig, config: Any, part: Any, ranks: int) -> StateBytes:
+        held = float(sum(-(-math.prod(shape) // ranks) for shape in part.shapes.values()))
         cut = float(share(part, ranks))
-        states = (MASTER_BYTES * cut, MASTER_BYTES * cut, MOMENT_BYTES * cut)
+        states = (MASTER_BYTES * held, MASTER_BYTES * cut, MOMENT_BYTES * cut)
         # At the peak embedding and head, from forward to backward; of the layers one, the next, and one's gradients.
         table = config.vocab_size * config.hidden_size
         layer = (part.num_parameters - 2 * table) / config.num_hidden_layers
-        gathered = WORKING_BYTES[run.booster.mixed_precision] * (4 * table + 3 * layer)
+        trained = part.num_trained / part.num_parameters  # what else has no gradients to gather
+        gathered = WORKING_BYTES[run.booster.mixed_precision] * ((2 + 2 * trained) * table + (2 + trained) * layer)
         if self.offloads:
             return StateBytes(0.0, 0.0, 0.0, host=sum(states), gathered=gathered)
         return StateBytes(*states, gathered=gathered)

@@ -70,6 +70,7 @@ _FIXED = Capability(
     shard_fraction=True,
     tensor_parallel=True,
     extra_data_parallel=True,
+    adapters=False,  # a chunk has gradients in its parameters' place, so it cannot hold frozen ones beside others
 )
 # placement_policy="auto" ignores the fractions of StaticPlacementPolicy and plans from the memory it sees.
 _PLANNED = replace(_FIXED, offload="automatic", shard_fraction=False, memory_plan=True)

@@ -16,7 +16,8 @@ def zero_state_bytes(run: RunConfig, part: Any, ranks: int, stage: int, offload:
         stage: 0 cuts nothing, 1 optimizer states, 2 gradients too.
         offload: optimizer states are in host memory.
     """
-    working, whole = WORKING_BYTES[run.booster.mixed_precision], part.num_parameters
+    working, whole = WORKING_BYTES[run.booster.mixed_precision], part.num_trained
+    weights = float(working * part.num_parameters)
     cut = share(part, ranks)
     # In fp32 and without ZeRO the weights themselves are what Adam updates.
     a_number = MOMENT_BYTES + (MASTER_BYTES if stage or working != MASTER_BYTES else 0)
@@ -24,5 +25,5 @@ def zero_state_bytes(run: RunConfig, part: Any, ranks: int, stage: int, offload:
     of_gradients = MASTER_BYTES if stage and run.booster.fp32_gradients else working
     gradients = of_gradients * float(cut if stage == 2 else whole)
     if offload:
-        return StateBytes(working * whole, gradients, 0.0, host=states)
-    return StateBytes(working * whole, gradients, states)
+        return StateBytes(weights, gradients, 0.0, host=states)
+    return StateBytes(weights, gradients, states)
