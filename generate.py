@@ -31,9 +31,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--model_path",
-        required=True,
         metavar="PATH|HUB_NAME",
         help="A --save_dir (its newest complete checkpoint is taken), a step_… folder, an HF folder, or a hub name.",
+    )
+    parser.add_argument(
+        "--adapter",
+        metavar="PATH",
+        help="An adapter of that model, which is merged into it: a folder in peft's format, or what --save_dir of an "
+        "adapter's run holds. Without --model_path the base that it names is taken.",
     )
     parser.add_argument(
         "--prompt",
@@ -67,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 def check(arguments: argparse.Namespace) -> None:
     """Imports the user's modules; raises ConfigurationError naming every value that cannot be used."""
     problems: list[str] = list(extensions.load(arguments.imports))
+    if arguments.model_path is None and arguments.adapter is None:
+        problems.append(Problem("model_path", None, "is needed, or --adapter, which names its base", clause=True))
     if arguments.max_new_tokens < 1:
         problems.append(Problem("max_new_tokens", arguments.max_new_tokens, "give 1 or more"))
     if arguments.temperature != 0 and not _LEAST_TEMPERATURE <= arguments.temperature < math.inf:
@@ -97,8 +104,11 @@ def model_folder(path: str) -> str:
     return path
 
 
-def load(path: str, device: str):
+def load(path: str, device: str, adapter: str | None = None):
     """(model in evaluation mode on `device`, tokenizer) of an HF folder or hub name.
+
+    Args:
+        adapter: folder of an adapter to merge into it, None for none.
 
     Raises:
         CheckpointError: transformers cannot load the model; its reason is given.
@@ -126,6 +136,10 @@ def load(path: str, device: str):
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"--model_path {path}: no model could be loaded: {reason}") from error
+    if adapter is not None:
+        from llama_dyt.models.adapters import merge_into
+
+        merge_into(model.float(), Path(adapter))
     return model.to(device).eval(), tokenizer
 
 
@@ -181,12 +195,19 @@ def continue_prompts(model, tokenizer, prompts: list[str], arguments: argparse.N
 def main(argv: list[str] | None = None) -> None:
     arguments = build_parser().parse_args(argv)
     check(arguments)
+    adapter = None
+    if arguments.adapter is not None:
+        from llama_dyt.models.adapters.peft_files import base_of
+        from llama_dyt.training.plan.adapters import adapter_folder
+
+        adapter = str(adapter_folder(arguments.adapter))
+        arguments.model_path = arguments.model_path or base_of(Path(adapter))
     folder = model_folder(arguments.model_path)
 
     import torch
 
     torch.manual_seed(arguments.seed)
-    model, tokenizer = load(folder, arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model, tokenizer = load(folder, arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"), adapter)
     if arguments.parse_special_tokens is not None:
         from llama_dyt.data.tokenizing.prompt_encoding import set_special_tokens
 

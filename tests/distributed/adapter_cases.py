@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
+from llama_dyt.boosters.state_bytes import measure_state_bytes
 from llama_dyt.core.environment import ProcessEnvironment
 from llama_dyt.models import InitialWeights, empty_model
 from llama_dyt.models.adapters import Adapter, AdapterFiles, adapter_asked_for, attach, read_adapter
@@ -29,6 +30,7 @@ from llama_dyt.training.loop import Trainer
 from llama_dyt.training.optimizer import parameter_groups
 from llama_dyt.training.plan import Plan
 from llama_dyt.training.session import Session
+from llama_dyt.training.sizing.memory import MemoryEstimate, estimate_memory, stage_parts
 from tests.distributed import small_run, training_cases
 from tests.distributed.reference import loss_of
 from tests.distributed.small_run import Layout
@@ -36,6 +38,7 @@ from tests.distributed.training_cases import Trace
 
 NUM_STEPS = 3
 SAVE_AT = 3
+ONE = ProcessEnvironment(0, 1)
 PREFIX = "base_model.model."
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -170,7 +173,7 @@ def plan_of(layout: Layout, precision: str, base: str, resume_from: Path | None 
     config = small_run.model_config(num_layers=num_layers(layout))
     return Plan(
         run=run,
-        environment=ProcessEnvironment(dist.get_rank(), dist.get_world_size()),
+        environment=ProcessEnvironment(dist.get_rank(), layout.world_size) if dist.is_initialized() else ONE,
         device="cpu",
         model_config=config,
         weights_folder=Path(base),
@@ -221,3 +224,20 @@ def resume(layout: Layout, precision: str, base: str, folder: str) -> tuple[Trac
 def load(layout: Layout, precision: str, base: str, path: str) -> dict[str, torch.Tensor]:
     """The adapter and its moments that a run holds which resumed from a checkpoint."""
     return training_cases.tensors_of(start(plan_of(layout, precision, base, Path(path))))
+
+
+def model_states(layout: Layout, precision: str, base: str) -> dict[str, int]:
+    """Bytes this rank holds after its first step, by what `--dry_run` calls them; gradients before that step ends."""
+    boosted = start(plan_of(layout, precision, base)).boosted
+    boosted.forward_backward(next(small_run.batches(boosted.run, boosted.grid.dp_rank, boosted.grid.dp_size)))
+    gradients = measure_state_bytes(boosted).gradients
+    boosted.optimizer_step()
+    held = measure_state_bytes(boosted)
+    return {"parameters": held.weights, "gradients": gradients, "optimizer": held.optimizer_state}
+
+
+def estimated(layout: Layout, precision: str) -> list[MemoryEstimate]:
+    """The same as estimated, of every pipeline stage."""
+    plan = plan_of(layout, precision, "base")
+    parts = stage_parts(plan.run, plan.model_config, plan.adapter)
+    return estimate_memory(plan.run, plan.model_config, layout.world_size, parts=parts)

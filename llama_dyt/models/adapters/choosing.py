@@ -82,8 +82,8 @@ def _chosen(targets: Iterable[str], model: nn.Module) -> list[str]:
 
 
 def _words(names: Iterable[str], prefix: str) -> Iterator[str]:
-    """Names as one would give them: without the number of a layer."""
-    for name in names:
+    """Names as one would give them: without the number of a layer; what is in no layer last."""
+    for name in sorted(names, key=lambda name: not name.startswith(prefix)):
         if name.startswith(prefix):
             block, _, last = name.removeprefix(prefix).partition(".")[2].rpartition(".")
             yield from (last, block) if block else (last,)

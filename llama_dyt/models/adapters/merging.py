@@ -48,6 +48,8 @@ def merge(base: Path, adapter: Path, output: Path, dtype: torch.dtype | None = N
         aside.mkdir()
         _copy_others(base, aside)
         names = _names(weights, found, config, aside)
+        if dtype is not None:
+            _change_config(aside, dtype=str(dtype).removeprefix("torch."))
         _write_shards(aside, names, _Merged(weights, stored, found, dtype))
     return output
 
@@ -118,9 +120,13 @@ def _names(weights: TensorFiles, adapter: Adapter, config: Any, folder: Path) ->
     family = family_of(config)
     if config.tie_word_embeddings and _tied_apart(adapter, family):
         names[f"{family.head}.weight"] = f"{family.decoder}.{family.embedding}.weight"
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        files.write_json(folder / "config.json", {**values, "tie_word_embeddings": False})
+        _change_config(folder, tie_word_embeddings=False)
     return names
+
+
+def _change_config(folder: Path, **fields: Any) -> None:
+    file = folder / "config.json"
+    files.write_json(file, {**json.loads(file.read_text(encoding="utf-8")), **fields})
 
 
 class _Merged:
@@ -141,7 +147,7 @@ class _Merged:
         return weight.to(dtype).contiguous()
 
 
-def _write_shards(folder: Path, names: dict[str, str], source: _Merged, limit: int = MAX_SHARD_BYTES) -> None:
+def _write_shards(folder: Path, names: dict[str, str], source: _Merged) -> None:
     """Write tensors under HuggingFace's names of shards, with an index where there are several."""
     shards: list[list[str]] = []
     tensors: dict[str, Tensor] = {}
@@ -154,7 +160,7 @@ def _write_shards(folder: Path, names: dict[str, str], source: _Merged, limit: i
 
     for name, made_of in names.items():
         tensor = source.tensor(name, made_of)
-        if tensors and held + tensor.nbytes > limit:
+        if tensors and held + tensor.nbytes > MAX_SHARD_BYTES:
             put()
             held = 0
         tensors[name] = tensor

@@ -30,7 +30,8 @@ from llama_dyt.boosters.materialize import WORKING_DTYPES
 
 
 class FsdpPlugin(Plugin):
-    """Every rank holds 1/shards of parameters, gradients and optimizer states, all in fp32.
+    """Every rank holds 1/shards of parameters, gradients and optimizer states, all in fp32; what is frozen in the
+    working precision.
 
     Args:
         layers: the model's decoder layers, each gathered and freed as one; the root gathers the rest.
@@ -92,6 +93,9 @@ class FsdpPlugin(Plugin):
             if self.cpu_offload
             else OffloadPolicy(),
         }
+        for parameter in model.parameters():
+            if not parameter.requires_grad:  # nothing is added to it, so it needs no more digits than are worked with
+                parameter.data = parameter.data.to(WORKING_DTYPES[self.precision])
         for layer in self.layers:
             fully_shard(layer, **options)
         fully_shard(model, **options)

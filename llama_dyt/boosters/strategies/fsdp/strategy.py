@@ -27,7 +27,8 @@ class FullyShardedDataParallel(Strategy):
     def state_bytes(self, run: RunConfig, config: Any, part: Any, ranks: int) -> StateBytes:
         held = float(sum(-(-math.prod(shape) // ranks) for shape in part.shapes.values()))
         cut = float(share(part, ranks))
-        states = (MASTER_BYTES * held, MASTER_BYTES * cut, MOMENT_BYTES * cut)
+        frozen = WORKING_BYTES[run.booster.mixed_precision] * (held - cut)
+        states = (MASTER_BYTES * cut + frozen, MASTER_BYTES * cut, MOMENT_BYTES * cut)
         # At the peak embedding and head, from forward to backward; of the layers one, the next, and one's gradients.
         table = config.vocab_size * config.hidden_size
         layer = (part.num_parameters - 2 * table) / config.num_hidden_layers
