@@ -126,7 +126,7 @@ class Session:
         around = checkpoint_around(plan.weights_folder) if plan.weights_folder is not None else None
         if plan.checkpoint is not None:
             say(plan, verify(plan.checkpoint.path, plan.environment))
-        elif around is not None:
+        if around is not None and (plan.checkpoint is None or plan.adapter is not None):
             say(plan, verify(around, plan.environment, "model"))
 
     def _describe_base(self) -> Base:

@@ -112,6 +112,7 @@ def test_an_adapter_saved_and_resumed_is_the_one_that_never_ended(pool, base, tm
     arguments = {"base": base(adapter_cases.num_layers(layout)), "folder": str(tmp_path)}
     results = pool(layout.world_size).run(adapter_cases.resume, layout=layout, precision=precision, **arguments)
     for straight, resumed, _ in results:
+        assert not all(straight.skipped), "nothing was learned"
         for name in ("losses", "lrs", "grad_norms", "skipped", "loss_scales", "draws"):
             assert getattr(straight, name)[SAVE_AT:] == getattr(resumed, name), name
         assert straight.optimizer_steps == resumed.optimizer_steps
@@ -153,6 +154,7 @@ MEASURED = [
         pytest.param(layout, precision, marks=pytest.mark.matrix)
         for layout in LAYOUTS
         for precision in layout.precisions
+        if precision != "fp16"  # its first step may overflow, and leave no moments
     ),
 ]
 
