@@ -8,8 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from pathlib import Path
 
 import torch.distributed as dist
 
@@ -19,12 +17,13 @@ from llama_dyt.config import check
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core import ranks
 from llama_dyt.core.errors import CheckpointError
-from llama_dyt.core.store import Location, at, store_of
+from llama_dyt.core.store import Location, at
 from llama_dyt.data.loaders.step import Step
 from llama_dyt.launch.claim import Claim, release_all, take
 from llama_dyt.launch.process_group import launch, shutdown
 from llama_dyt.models import empty_model, family_of, recompute_activations, use_float8
-from llama_dyt.models.adapters import attach, merge, trained_in_words
+from llama_dyt.models.adapters import attach, trained_in_words
+from llama_dyt.training.adapters import base_of, contents_of, merge_at_end
 from llama_dyt.training.agreement import facts_of
 from llama_dyt.training.callbacks.callback import Callback, Callbacks, asked_for
 from llama_dyt.training.callbacks.checkpointing import Checkpointing
@@ -33,11 +32,8 @@ from llama_dyt.training.callbacks.reporting import Reporting
 from llama_dyt.training.callbacks.saturation import Saturation
 from llama_dyt.training.callbacks.status import Status
 from llama_dyt.training.callbacks.validation import HeldOutBatches, Validation
-from llama_dyt.training.checkpoint.base import Base, describe_base
-from llama_dyt.training.checkpoint.contents import ADAPTER, MODEL
 from llama_dyt.training.checkpoint.generators import set_rng_state
 from llama_dyt.training.checkpoint.imports import differences
-from llama_dyt.training.checkpoint.model_files import save_adapter_files, save_model_files
 from llama_dyt.training.checkpoint.publishing import home_of
 from llama_dyt.training.checkpoint.reader import restore_counters
 from llama_dyt.training.checkpoint.verification import checkpoint_around, verify
@@ -54,9 +50,6 @@ from llama_dyt.training.summary import print_summary, run_in_words
 from llama_dyt.training.trackers.tracker import Tracked
 from llama_dyt.training.trackers.trackers import Trackers
 from llama_dyt.training.weights import starting_weights
-
-MERGED = "merged"
-"""The folder in a --save_dir that --merge_adapter writes."""
 
 
 class Session:
@@ -78,7 +71,7 @@ class Session:
         if dist.get_world_size() > 1:  # one has nobody to compare with, and opens its data once
             ranks.agree(facts_of(plan))
         self._verify()
-        self._base = self._describe_base() if plan.adapter is not None else None
+        self._base = base_of(plan) if plan.adapter is not None else None
         self.boosted = self._boost()
         self.grid = self.boosted.grid
         # Before data are opened: their workers would work beside what is measured.
@@ -128,17 +121,6 @@ class Session:
             say(plan, verify(plan.checkpoint.path, plan.environment))
         if around is not None and (plan.checkpoint is None or plan.adapter is not None):
             say(plan, verify(around, plan.environment, "model"))
-
-    def _describe_base(self) -> Base:
-        """The weights that stay as they are; where a checkpoint is resumed, found to be the ones it was made with."""
-        plan, folder = self.plan, self.plan.weights_folder
-        named = self.run.model.model_path
-        path = str(folder.absolute()) if at(named).expanduser().is_dir() else named
-        positions = plan.model_config.max_position_embeddings
-        base = describe_base(folder, path, positions, plan.environment, self.run.run.verify)
-        if plan.checkpoint is not None:
-            base.require_same(plan.checkpoint.base, plan.checkpoint.path)
-        return base
 
     def _boost(self) -> Boosted:
         run, config, adapter = self.run, self.plan.model_config, self.plan.adapter
@@ -226,7 +208,9 @@ class Session:
             speed = self.speedometer.in_words(self.progress.tokens_seen - first_token, seconds)
             print_summary(trainer, ending, total_steps, speed, writer.last_path, results)
         if run.adapter.merge_adapter and not interrupted:
-            self._merge(writer.last_path, save_dir)
+            merged = merge_at_end(plan, writer.last_path, save_dir)
+            if plan.is_first_process:
+                print(f"  merged      {merged}", flush=True)
         if interrupted:
             # torchrun ends all workers of a machine as soon as one has ended with a status of its own.
             ranks.gather(None, "ending after a save")
@@ -234,23 +218,9 @@ class Session:
             sys.exit(INTERRUPTED_STATUS)
         return writer.last_path
 
-    def _merge(self, checkpoint: Location, save_dir: Location) -> None:
-        """Write the base with the adapter of a checkpoint in it, beside the checkpoints."""
-        store, plan = store_of(checkpoint), self.plan
-
-        def write() -> None:
-            adapter = store.local(checkpoint, f"{ADAPTER.folder}/") / ADAPTER.folder
-            merge(plan.weights_folder, adapter, Path(str(save_dir)) / MERGED, anew=True)
-
-        ranks.from_first(write, "merging the adapter")
-        if plan.is_first_process:
-            print(f"  merged      {save_dir / MERGED}", flush=True)
-
     def _make_writer(self, save_dir: Location, say: Callable[[str], None]) -> CheckpointWriter:
         plan = self.plan
-        contents, save_files = MODEL, partial(save_model_files, plan.model_config, plan.tokenizer)
-        if plan.adapter is not None:
-            contents, save_files = ADAPTER, partial(save_adapter_files, plan.adapter, self._base, plan.tokenizer)
+        contents, save_files = contents_of(plan, self._base)
         writer = CheckpointWriter(
             save_dir,
             self.boosted.state,

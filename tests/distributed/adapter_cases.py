@@ -20,7 +20,7 @@ from torch import nn
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.boosters.state_bytes import measure_state_bytes
 from llama_dyt.core.environment import ProcessEnvironment
-from llama_dyt.models import InitialWeights, empty_model
+from llama_dyt.models import InitialWeights, empty_model, recompute_activations
 from llama_dyt.models.adapters import Adapter, AdapterFiles, adapter_asked_for, attach, read_adapter
 from llama_dyt.training.checkpoint.contents import ADAPTER
 from llama_dyt.training.checkpoint.model_files import save_adapter_files
@@ -123,6 +123,7 @@ def our_name(name: str) -> str:
 def boost(run: Any, folder: Path, layers: int = 2) -> Boosted:
     """The small model with the adapter in a folder, under the run's plugin."""
     model = empty_model(small_run.model_config(num_layers=layers))
+    recompute_activations(model, run.model.recomputed_share)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     adapter: Adapter = read_adapter(folder, model)
     attach(model, adapter)
@@ -143,9 +144,9 @@ def digest(part: torch.Tensor) -> str:
     return hashlib.sha256(part.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def train(layout: Layout, precision: str, folder: str) -> Adapted:
+def train(layout: Layout, precision: str, folder: str, accumulation: int = 1, **flags: Any) -> Adapted:
     """Train the adapter in a folder, on every rank of a pool."""
-    run = small_run.run_config(layout, precision, model_path="base", norm=None, adapter=folder)
+    run = small_run.run_config(layout, precision, accumulation, model_path="base", norm=None, adapter=folder, **flags)
     boosted = boost(run, Path(folder), num_layers(layout))
     before = frozen_digests(boosted)
     gradients: dict[str, torch.Tensor] = {}

@@ -63,9 +63,28 @@ def whole(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("layout", "kind"), CASES, ids=str)
 def test_an_adapter_trains_as_peft_trains_it(pool, reference, layout: Layout, kind: str):
+    check_as_peft(pool, reference, layout, kind)
+
+
+WAYS = [
+    *((layout, {"gradient_checkpoint": True}) for layout in (Layout("fsdp", 2), TP, hybrid(4, tp=2, pp=2))),
+    *((layout, {"compile": True}) for layout in (Layout("ddp", 2), Layout("fsdp", 2))),
+    *((layout, {"accumulation": 2}) for layout in (Layout("zero1", 2), Layout("fsdp", 2), TP)),
+]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("layout", "way"), WAYS, ids=str)
+def test_so_it_does_recomputing_compiled_and_in_micro_batches(pool, reference, layout: Layout, way: dict):
+    check_as_peft(pool, reference, layout, "DoRA everywhere, norms too" if layout.pp == 1 else "linears", **way)
+
+
+def check_as_peft(pool, reference, layout: Layout, kind: str, **way):
     folder, expected = reference(kind, adapter_cases.num_layers(layout))
     precision = "fp32" if "fp32" in layout.precisions else "bf16"
-    results = pool(layout.world_size).run(adapter_cases.train, layout=layout, precision=precision, folder=str(folder))
+    results = pool(layout.world_size).run(
+        adapter_cases.train, layout=layout, precision=precision, folder=str(folder), **way
+    )
     gradients = whole([result.gradients for result in results])
     weights = whole([result.weights for result in results])
     assert gradients.keys() == weights.keys() == expected.gradients.keys()
