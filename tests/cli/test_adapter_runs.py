@@ -152,6 +152,10 @@ REFUSED = {
     "another norm": ({"norm": "rmsnorm"}, "--norm rmsnorm starts a norm anew"),
     "a file that brings its rank": ({"adapter": "adapters"}, "--lora_rank 4 contradicts --adapter adapters"),
     "no such adapter": ({"lora_rank": None, "adapter": "nowhere"}, "--adapter nowhere: no such folder; give"),
+    "no adapter in a folder": (
+        {"lora_rank": None, "adapter": "."},
+        "--adapter .: no adapter_config.json and no checkpoint in it; give a folder",
+    ),
     "a whole model as adapter": (
         {"lora_rank": None, "adapter": "MODEL"},
         "--adapter .* whole model; give it as --model",

@@ -39,12 +39,15 @@ from tests.distributed.training_cases import Trace
 NUM_STEPS = 3
 SAVE_AT = 3
 ONE = ProcessEnvironment(0, 1)
+TIED = "tied"
+"""The kind of adapter that sits on a model whose head is its embedding."""
 PREFIX = "base_model.model."
 
 KINDS: dict[str, dict[str, Any]] = {
     "linears": {"target_modules": "all-linear"},
     "embedding and head": {"target_modules": ["embed_tokens", "lm_head", "o_proj"]},
     "DoRA": {"target_modules": ["q_proj", "o_proj", "up_proj", "down_proj"], "use_dora": True},
+    "tied": {"target_modules": ["embed_tokens", "q_proj", "down_proj"]},
     "DoRA everywhere, norms too": {
         "target_modules": ["v_proj", "down_proj", "embed_tokens", "lm_head"],
         "use_dora": True,
@@ -85,7 +88,7 @@ def save_with_peft(kind: str, folder: Path, layers: int = 2) -> nn.Module:
     import peft
 
     torch.manual_seed(5)
-    base = small_run.small_model(num_layers=layers)
+    base = small_run.small_model(num_layers=layers, tied=kind == TIED)
     model = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=7, **KINDS[kind]))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -120,9 +123,9 @@ def our_name(name: str) -> str:
     return name.removesuffix(".weight") if name.endswith("lora_magnitude_vector.weight") else name
 
 
-def boost(run: Any, folder: Path, layers: int = 2) -> Boosted:
+def boost(run: Any, folder: Path, layers: int, tied: bool) -> Boosted:
     """The small model with the adapter in a folder, under the run's plugin."""
-    model = empty_model(small_run.model_config(num_layers=layers))
+    model = empty_model(small_run.model_config(num_layers=layers, tied=tied))
     recompute_activations(model, run.model.recomputed_share)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     adapter: Adapter = read_adapter(folder, model)
@@ -144,10 +147,12 @@ def digest(part: torch.Tensor) -> str:
     return hashlib.sha256(part.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def train(layout: Layout, precision: str, folder: str, accumulation: int = 1, **flags: Any) -> Adapted:
+def train(
+    layout: Layout, precision: str, folder: str, tied: bool = False, accumulation: int = 1, **flags: Any
+) -> Adapted:
     """Train the adapter in a folder, on every rank of a pool."""
     run = small_run.run_config(layout, precision, accumulation, model_path="base", norm=None, adapter=folder, **flags)
-    boosted = boost(run, Path(folder), num_layers(layout))
+    boosted = boost(run, Path(folder), num_layers(layout), tied)
     before = frozen_digests(boosted)
     gradients: dict[str, torch.Tensor] = {}
     losses, norms = [], []

@@ -83,7 +83,12 @@ def check_as_peft(pool, reference, layout: Layout, kind: str, **way):
     folder, expected = reference(kind, adapter_cases.num_layers(layout))
     precision = "fp32" if "fp32" in layout.precisions else "bf16"
     results = pool(layout.world_size).run(
-        adapter_cases.train, layout=layout, precision=precision, folder=str(folder), **way
+        adapter_cases.train,
+        layout=layout,
+        precision=precision,
+        folder=str(folder),
+        tied=kind == adapter_cases.TIED,
+        **way,
     )
     gradients = whole([result.gradients for result in results])
     weights = whole([result.weights for result in results])

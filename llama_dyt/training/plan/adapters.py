@@ -15,6 +15,8 @@ from llama_dyt.models.adapters import Adapter, adapter_asked_for, read_adapter
 from llama_dyt.models.adapters.peft_files import CONFIG_FILE
 from llama_dyt.models.spec import family_of
 from llama_dyt.training.checkpoint.contents import ADAPTER
+from llama_dyt.training.checkpoint.marker import step_of
+from llama_dyt.training.checkpoint.publishing import find_steps
 from llama_dyt.training.checkpoint.reader import Checkpoint, find_checkpoint
 
 
@@ -29,6 +31,11 @@ def adapter_folder(path: str, flag: str = "adapter") -> Path:
         return store_of(folder).local(folder)
     if any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
         raise CheckpointError(f"{folder}: no {CONFIG_FILE} in it; give a folder that peft or this program saved")
+    if not folder.exists():
+        raise CheckpointError(f"--{flag} {path}: no such folder; give one with an {CONFIG_FILE}, or an adapter's run")
+    if step_of(folder.resolve()) is None and not find_steps(folder):
+        reason = f"no {CONFIG_FILE} and no checkpoint in it"
+        raise ConfigurationError(Problem(flag, path, reason, "give a folder that peft or this program saved"))
     found = find_checkpoint(path, folder, flag=f"--{flag}")
     if not holds_adapter(found):
         reason, remedy = f"{found} is a checkpoint of a whole model", "give it as --model_path"

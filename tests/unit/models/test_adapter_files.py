@@ -101,6 +101,7 @@ ASKED = {
 }
 
 
+@pytest.mark.filterwarnings("error:Found missing adapter keys", "error:Unexpected keyword arguments")
 @pytest.mark.parametrize("case", ASKED)
 def test_peft_reads_what_is_written_here(tmp_path, case):
     model = tiny_model()

@@ -62,7 +62,7 @@ def test_tensor_parallelism_cuts_one_side_of_each_product():
     assert states(8, **flags) == pytest.approx(2 * PARAMETERS / 8 + 16 * (column + row), rel=1e-3)
 
 
-def test_a_frozen_weight_needs_a_third_less_work():
+def test_frozen_weights_have_no_gradients_that_would_be_computed():
     adapter = adapter_asked_for(make_run().adapter, empty_model(CONFIG))
     device = {"num_devices": 1, "device": torch.device("cpu"), "dtype": torch.float32}
     full, adapted = (Speedometer(CONFIG, 4096, 0.0, **device, adapter=which).model_flops for which in (None, adapter))
