@@ -36,7 +36,7 @@ def test_a_name_that_is_taken_is_refused():
 
 def test_a_plain_strategy_holds_whole_states_on_every_rank():
     class Part:
-        num_parameters = 10
+        num_parameters = num_trained = 10
 
     half, full = (RunConfig.build(mixed_precision=precision) for precision in ("bf16", "fp32"))
     plain = Strategy("plain", Capability())
