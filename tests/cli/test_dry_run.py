@@ -103,7 +103,9 @@ def test_finetuning_counts_its_steps_from_the_examples(dry_run, corpus, pretrain
     assert "# steps           12" in dry_run(finetune, [*flags, "-x", "fp32"], 2)
 
 
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("quickstart", "finetune_7b", "lora_7b"))
+RECIPES = sorted(
+    path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("quickstart", "finetune_7b", "lora_7b")
+)
 """Those with data to fetch and without weights, whose config a size would have to come from."""
 
 
