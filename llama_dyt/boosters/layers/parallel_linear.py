@@ -3,7 +3,7 @@
 The engine's `Linear1D_Col` and `Linear1D_Row` stay in use where nothing here is needed: with plain tensor parallelism
 and a pipeline that computes all gradients at once. Under split_gather those gather their own inputs, so q, k and v
 gather the same tensor three times and each keep a copy for the backward pass, out of gradient checkpointing's reach;
-under zbv gradients are lost (see `zero_bubble.py`).
+under zbv gradients are lost (see `zero_bubble.py`). With frozen weights those compute gradients that nobody wants.
 """
 
 from __future__ import annotations
@@ -79,15 +79,38 @@ class WholeInputHead(VocabParallelLMHead1D):
         return logits[..., : self.num_valid_embeddings_local]
 
 
-class DeferredRowLinear(Linear1D_Row):
-    """Row-parallel linear layer that leaves its weight's gradient for later."""
+class FrozenColumnLinear(Linear1D_Col):
+    """Column-parallel linear layer whose weight is not trained; the engine's computes its gradient all the same."""
 
     @staticmethod
     def from_native_module(module: nn.Linear, process_group: Any, **kwargs: Any) -> nn.Module:
-        return _as(DeferredRowLinear, Linear1D_Row.from_native_module(module, process_group, **kwargs))
+        return _as(FrozenColumnLinear, Linear1D_Col.from_native_module(module, process_group, **kwargs))
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
-        share = deferred_linear(input_, self.weight, None)
+        return F.linear(input_of_all(input_, self.process_group), self.weight, self.bias)
+
+
+class FrozenHead(VocabParallelLMHead1D):
+    """The same for a head."""
+
+    @staticmethod
+    def from_native_module(module: nn.Linear, process_group: Any, **kwargs: Any) -> nn.Module:
+        return _as(FrozenHead, VocabParallelLMHead1D.from_native_module(module, process_group, **kwargs))
+
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:
+        logits = F.linear(input_of_all(input_, self.process_group), self.weight, self.bias)
+        return logits[..., : self.num_valid_embeddings_local]
+
+
+class OwnRowLinear(Linear1D_Row):
+    """Row-parallel linear layer that leaves its weight's gradient for later, under zbv, or out where it is frozen."""
+
+    @staticmethod
+    def from_native_module(module: nn.Linear, process_group: Any, **kwargs: Any) -> nn.Module:
+        return _as(OwnRowLinear, Linear1D_Row.from_native_module(module, process_group, **kwargs))
+
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:
+        share = (deferred_linear if self.use_zbv else F.linear)(input_, self.weight, None)
         if self.seq_parallel_mode is None:
             output = reduce_forward(share, self.process_group)
         else:

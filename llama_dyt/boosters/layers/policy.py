@@ -37,7 +37,9 @@ from llama_dyt.boosters.layers.adapted import (
     keeping_adapter,
 )
 from llama_dyt.boosters.layers.parallel_linear import (
-    DeferredRowLinear,
+    FrozenColumnLinear,
+    FrozenHead,
+    OwnRowLinear,
     WholeInputColumnLinear,
     WholeInputHead,
     gather_input,
@@ -133,12 +135,15 @@ class DecoderPolicy(Policy):
         use_zbv: bool,
     ) -> None:
         family, mode = self.family, self._mode if self._mode == "split_gather" else None
+        frozen = not all(parameter.requires_grad for parameter in self.model.parameters())
+        column, head = (FrozenColumnLinear, FrozenHead) if frozen else (Linear1D_Col, VocabParallelLMHead1D)
+        row = OwnRowLinear if use_zbv or frozen else Linear1D_Row
         if self._blocks_see_to_inputs:
             column = keeping_adapter(WholeInputColumnLinear, WholeInputColumnLora)
             head = keeping_adapter(WholeInputHead, WholeInputHeadLora)
         else:
-            column, head = keeping_adapter(Linear1D_Col, ColumnLora), keeping_adapter(VocabParallelLMHead1D, HeadLora)
-        row = keeping_adapter(DeferredRowLinear if use_zbv else Linear1D_Row, SlicedRowLora if mode else RowLora)
+            column, head = keeping_adapter(column, ColumnLora), keeping_adapter(head, HeadLora)
+        row = keeping_adapter(row, SlicedRowLora if mode else RowLora)
         embedding = keeping_adapter(VocabParallelScaledEmbedding, VocabularyLora)
         layer.sub_module_replacement += [
             *(_replacement(name, column, use_zbv=use_zbv) for name in family.column_parallel),
