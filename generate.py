@@ -98,8 +98,11 @@ def model_folder(path: str) -> str:
         return str(store_of(folder).local(folder))
     if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         from llama_dyt.training.checkpoint.reader import find_checkpoint
+        from llama_dyt.training.plan.adapters import holds_adapter
 
-        found = find_checkpoint(str(folder), folder, flag="--model_path")
+        found = folder if holds_adapter(folder) else find_checkpoint(str(folder), folder, flag="--model_path")
+        if holds_adapter(found):
+            raise CheckpointError(f"--model_path {path}: {found} holds an adapter alone; give it as --adapter")
         return str(store_of(found).local(found, "model/") / "model")
     return path
 
@@ -202,6 +205,9 @@ def main(argv: list[str] | None = None) -> None:
 
         adapter = str(adapter_folder(arguments.adapter))
         arguments.model_path = arguments.model_path or base_of(Path(adapter))
+        if not arguments.model_path:
+            reason, remedy = "its adapter_config.json names no base", "give that as --model_path"
+            raise ConfigurationError(Problem("adapter", arguments.adapter, reason, remedy))
     folder = model_folder(arguments.model_path)
 
     import torch

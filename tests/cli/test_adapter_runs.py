@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import generate
-from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.core.errors import CheckpointError, ConfigurationError
 from llama_dyt.training.plan import make_plan
 from tests.cli.conftest import NUM_STEPS as LAST
 from tests.cli.conftest import Corpus, Run, as_flags
@@ -113,6 +113,16 @@ def test_peft_reads_it_and_gives_what_the_merged_folder_gives(runs, pretrained, 
         generate.main([*map(str, flags), "--prompt", "Colour", "--temperature", "0", "--max_new_tokens", "8"])
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+def test_an_adapter_is_no_model_to_generate_from(runs, tmp_path):
+    for path in (runs["whole"].save_dir, runs["whole"].step(NUM_STEPS) / "adapter"):
+        with pytest.raises(CheckpointError, match="holds an adapter alone; give it as --adapter"):
+            generate.main(["--model_path", str(path)])
+    with pytest.raises(CheckpointError, match="--adapter .*nowhere: no such folder; give one with an adapter_config"):
+        generate.main(["--adapter", str(tmp_path / "nowhere")])
+    with pytest.raises(ConfigurationError, match="--model_path is needed, or --adapter, which names its base"):
+        generate.main([])
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

@@ -68,6 +68,9 @@ class HeadLora(ColumnLora):
     def _from_low(self, low: Tensor) -> Tensor:
         return super()._from_low(low)[..., : self.num_valid_embeddings_local]
 
+    def _bias_of_output(self) -> Tensor:
+        return self.bias[: self.num_valid_embeddings_local]
+
     def _ratio(self) -> Tensor:
         # Padding has length 0: divided by, it would give its magnitude a gradient of nan.
         rows = slice(self.num_valid_embeddings_local)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llama_dyt.models.adapters.adapter import Adapter, Place, owner_of
+from llama_dyt.models.adapters.adapter import Adapter, Place
 from llama_dyt.models.spec import family_of
 
 
@@ -78,11 +78,10 @@ class LoraLinear(nn.Module):
             return plain + added
         # Without the bias, which has no direction. peft has what was left out reach the weight's part as well.
         ratio = self._ratio()
+        bias = 0 if self.bias is None else self._bias_of_output()
         if left is inputs:
-            bias = 0 if self.bias is None else self.bias
             return ratio * (plain - bias + added) + bias
-        dropped = super().forward(left) if self.bias is None else super().forward(left) - self.bias
-        return plain + (ratio - 1) * dropped + ratio * added
+        return plain + (ratio - 1) * (super().forward(left) - bias) + ratio * added
 
     def _to_low(self, inputs: Tensor) -> Tensor:
         """A x: (…, in) to (…, rank)."""
@@ -91,6 +90,9 @@ class LoraLinear(nn.Module):
     def _from_low(self, low: Tensor) -> Tensor:
         """B of that: (…, rank) to (…, out)."""
         return F.linear(low, self.lora_B.weight)
+
+    def _bias_of_output(self) -> Tensor:
+        return self.bias
 
     def _ratio(self) -> Tensor:
         """Magnitude by length of each row of the weight with what is added to it, (out,)."""
@@ -152,8 +154,3 @@ def squared_norms(weight: Tensor, low: Tensor, high: Tensor, scaling: float) -> 
     across = ((weight @ low.t()).float() * high).sum(1)
     within = ((high @ (low @ low.t()).float()) * high).sum(1)
     return own + 2 * scaling * across + scaling**2 * within
-
-
-def names_of(model: nn.Module) -> list[str]:
-    """The parameters of a model that belong to its adapter, or are trained beside."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad or owner_of(name)]

@@ -44,7 +44,7 @@ class AdapterSettings:
     lora_targets: tuple[str, ...] = option(
         (ALL,),
         "Modules with the adapter: all (the linear layers of the decoder's layers), or names such as q_proj, mlp, "
-        "embed_tokens, lm_head; may be given several times.",
+        "embed_tokens, lm_head; may be given several times, or with commas.",
         entries=TRAINING,
         metavar="NAME",
     )

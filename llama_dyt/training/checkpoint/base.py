@@ -74,7 +74,7 @@ def describe_base(folder: Path, path: str, positions: int, environment: ProcessE
         return Base(path, positions, marked)
     names = sorted(file.name for file in folder.glob("*.safetensors"))
     sizes = {name: Written((folder / name).stat().st_size, None) for name in names}
-    if not read:
+    if not read or not names:
         return Base(path, positions, sizes)
     what = f"reading {folder} for its checksums"
     seen = ranks.gather(identity_of(folder / names[0]), what)

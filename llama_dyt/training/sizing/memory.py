@@ -104,14 +104,16 @@ def _activation_bytes(run: RunConfig, config: PretrainedConfig, stage: int, part
     in_flight = booster.pp - stage if booster.pp_style == "1f1b" else booster.pp
     tokens = sequences * run.data.max_length / booster.sequence_ranks
     holds_head = f"{family.head}.weight" in part.shapes
-    loss = _loss_bytes(run, config, tokens, working) if holds_head else 0.0
+    # Under zbv the head makes logits for itself, and where it is more than its weight.
+    whole = booster.pp > 1 and booster.pp_style == "zbv" or f"{family.head}.lora_B.weight" in part.shapes
+    loss = _loss_bytes(run, config, tokens, working, whole) if holds_head else 0.0
     return tokens * in_flight * kept * working + loss
 
 
-def _loss_bytes(run: RunConfig, config: PretrainedConfig, tokens: float, working: int) -> float:
+def _loss_bytes(run: RunConfig, config: PretrainedConfig, tokens: float, working: int, whole_logits: bool) -> float:
     """What the head and the loss of one micro batch take, see `models/ops/linear_loss.py`."""
     vocabulary = config.vocab_size / run.booster.tp
-    if run.booster.pp > 1 and run.booster.pp_style == "zbv":
+    if whole_logits:
         return tokens * vocabulary * (working + 4 + 4)  # whole logits in half precision, an fp32 copy, its gradient
     rows = rows_of_chunk(int(tokens), int(vocabulary), "cuda")
     # A chunk's logits, and in half precision their fp32 copy; then what waits for backward: both gradients.
