@@ -92,6 +92,40 @@ def test_what_peft_saves_gives_the_same_here_beside_the_weights_and_in_them(tmp_
         same(load_pretrained(tmp_path / "merged").eval()(ids).logits, expected)
 
 
+def test_dora_leaves_a_bias_alone(tmp_path):
+    def biased():
+        model = tiny_model(attention_bias=True)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    parameter.copy_(torch.linspace(-1, 1, len(parameter)))
+        return model
+
+    asked = peft.LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "o_proj"])
+    theirs = spread(peft.get_peft_model(biased(), asked))
+    theirs.save_pretrained(tmp_path)
+    ids = tokens()
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        same(with_adapter(biased(), tmp_path)(ids).logits, expected)
+        merged = biased()
+        merge_into(merged, tmp_path)
+        same(merged(ids).logits, expected)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_dropout_is_pefts(tmp_path, use_dora):
+    asked = {"target_modules": ["q_proj", "down_proj"], "lora_dropout": 0.5, "use_dora": use_dora}
+    theirs = save_peft(tmp_path, **asked).train()
+    ours, ids, losses = with_adapter(tiny_model(), tmp_path).train(), tokens(), []
+    for model in (theirs, ours):
+        torch.manual_seed(7)
+        losses.append(model(input_ids=ids, labels=ids).loss)
+    torch.testing.assert_close(*losses)
+    with torch.no_grad():
+        assert (ours(input_ids=ids, labels=ids).loss - losses[1]).abs() > 1e-4  # other numbers are left out
+
+
 ASKED = {
     "all": {},
     "embedding and head": {"lora_targets": ["embed_tokens,lm_head", "mlp"]},
