@@ -171,7 +171,6 @@ def test_an_adapters_checkpoint_goes_on_under_another_layout(pool, base, tmp_pat
 
 
 MEASURED = [
-    (Layout("ddp", 2), "bf16"),
     (Layout("fsdp", 2), "bf16"),
     (hybrid(2, tp=2), "fp32"),
     *(
