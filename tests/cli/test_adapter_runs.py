@@ -174,6 +174,14 @@ REFUSED = {
         {"model_path": "adapters"},
         "--model_path adapters: .* holds an adapter alone; give its base",
     ),
+    "zero bubbles": (
+        {"plugin": "3d", "pp": 2, "pp_style": "zbv"},
+        "--lora_rank 4: the linear layers of --pp_style zbv put off gradients of weights.*take another style",
+    ),
+    "a stage without an adapter": (
+        {"plugin": "3d", "pp": 2, "lora_targets": "layers.0,lm_head"},
+        "--pp 2: a stage has to train something, and the adapter has nothing in layer 1; give --pp 1, or target",
+    ),
     "weights by 8 bits": (
         {"mixed_precision": "bf16", "fp8": "tensorwise", "fp8_emulate": True},
         "--lora_rank 4 with --fp8 would be trained beside weights of which 8 bits are used; leave one out",
@@ -191,8 +199,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_each_mistake_is_one_line_with_its_remedy(corpus, pretrained, place, case):
+def test_each_mistake_is_one_line_with_its_remedy(corpus, pretrained, place, monkeypatch, case):
     changes, expected = REFUSED[case]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", str(changes.get("pp", 1)))
     changes = {name: pretrained.save_dir if value == "MODEL" else value for name, value in changes.items()}
     (problem,) = problems_of(adapter_flags(corpus, changes.pop("model_path", pretrained.save_dir), **changes))
     assert re.search(expected, problem), problem

@@ -143,7 +143,7 @@ class FsdpPlugin(Plugin):
         return False
 
     def enable_lora(self, model: nn.Module, pretrained_dir: str, lora_config: dict) -> nn.Module:
-        raise NotImplementedError("the fsdp plugin trains all of a model; it has no LoRA")
+        raise NotImplementedError("adapters are llama_dyt.models.adapters', which need nothing of a plugin")
 
     def prepare_dataloader(self, dataset: Any, batch_size: int, **kwargs: Any) -> Any:
         raise NotImplementedError("batches come from llama_dyt.data, which knows its data-parallel rank")
