@@ -74,6 +74,7 @@ def share_right(folder: Path, held_out: list[dict[str, str]]) -> float:
     return sum(answer.tolist() == right for answer, right in zip(answers, expected, strict=True)) / len(held_out)
 
 
+@pytest.mark.matrix  # three quarters of a minute
 @pytest.mark.slow
 def test_an_adapter_alone_learns_a_new_transformation_exactly(place):
     held_out = [json.loads(line) for line in (place / "held_out.jsonl").open()]
