@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from llama_dyt.core.errors import CheckpointError
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 class TensorFiles:
     """Open safetensors of one folder. Opening reads the headers; a tensor is read where it is indexed.
@@ -79,6 +81,22 @@ class StoredTensor:
 
     def __init__(self, stored: Any) -> None:
         self._stored = stored
+
+    def whole(self) -> torch.Tensor:
+        """All of it, in the dtype it has in the file."""
+        return self._stored[...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The one it has in the file; nothing but its header is read.
+
+        Raises:
+            CheckpointError: one that no model here has.
+        """
+        kind = self._stored.get_dtype()
+        if kind not in _DTYPES:
+            raise CheckpointError(f"a tensor is stored as {kind}; give floating-point weights ({', '.join(_DTYPES)})")
+        return _DTYPES[kind]
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> torch.Tensor:
         return self._stored[index].float()

@@ -5,19 +5,12 @@ How a folder gets its name, and what is left where that is cut short, is the sto
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
+from llama_dyt.core.marker import find_steps, is_step_name, is_whole
 from llama_dyt.core.store import Location, store_of
-from llama_dyt.training.checkpoint.marker import step_of, why_incomplete
 
-_NAME = re.compile(r"step_\d+")
-
-
-def find_steps(save_dir: Location) -> dict[int, Location]:
-    """Step → its folder, whole or not, oldest first. Nothing is changed."""
-    folders = store_of(save_dir).folders(save_dir, _is_whole)
-    return dict(sorted((step_of(save_dir / name), folder) for name, folder in folders.items() if _is_ours(name)))
+__all__ = ["clear_leftovers", "find_steps", "home_of"]
 
 
 def home_of(folder: Location) -> Location:
@@ -27,12 +20,4 @@ def home_of(folder: Location) -> Location:
 
 def clear_leftovers(save_dir: Location, say: Callable[[str], None]) -> None:
     """Put in order what runs left that were killed while saving. Only for who holds the folder."""
-    store_of(save_dir).clear(save_dir, _is_ours, _is_whole, say)
-
-
-def _is_ours(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
-
-
-def _is_whole(folder: Location) -> bool:
-    return why_incomplete(folder) is None
+    store_of(save_dir).clear(save_dir, is_step_name, is_whole, say)

@@ -40,6 +40,7 @@ from llama_dyt.models import (
     why_no_float8,
 )
 from llama_dyt.models.adapters import Adapter, attach
+from llama_dyt.models.hub_folder import CONFIG_AND_TOKENIZER, WEIGHTS, hub_folder
 from llama_dyt.models.presets import get_model, read_model
 from llama_dyt.models.settings import family_fields, norm_fields
 from llama_dyt.training.checkpoint.marker import step_of
@@ -234,7 +235,8 @@ def _weights_folder(run: RunConfig) -> Path | None:
         return None
     path = at(name, "model_path").expanduser()
     if not path.is_dir():
-        return _from_hub(name, weights=not run.run.dry_run)
+        patterns = CONFIG_AND_TOKENIZER if run.run.dry_run else (*CONFIG_AND_TOKENIZER, *WEIGHTS)
+        return hub_folder(name, patterns, "model_path")
     if path.name == "model" and (path.parent / MARKER).is_file():
         path = path.parent
     if (path / "config.json").is_file():
@@ -249,18 +251,6 @@ def _weights_folder(run: RunConfig) -> Path | None:
         reason = f"{path} holds an adapter alone"
         raise ConfigurationError(Problem("model_path", name, reason, "give its base, and this as --adapter"))
     return store_of(path).local(path, "model/") / "model"
-
-
-def _from_hub(name: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.model", "tokenizer*", *(["*.safetensors"] if weights else [])]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub's client lets those of whichever HTTP library it uses through
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        reason = f"no such folder, and the hub did not give it ({reason})"
-        raise ConfigurationError(Problem("model_path", name, reason, "give a local HF folder")) from None
 
 
 def resolve_checkpoint(run: RunConfig) -> Checkpoint | None:
