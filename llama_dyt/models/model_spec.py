@@ -117,6 +117,13 @@ class ModelSpec:
         """The name of the scalar that the embedding's output is multiplied by, where the norms need one."""
         return f"{self.decoder}.{self.embedding}.scale"
 
+    def read_by(self, norm: str) -> tuple[str, ...]:
+        """The projections in a layer that read the output of one of its norms, and nothing else does."""
+        of_attention = tuple(name for name in self.column_parallel if name.startswith(f"{self.attention}."))
+        of_feed_forward = tuple(name for name in self.column_parallel if name not in of_attention)
+        first, last = self.layer_norms[0], self.layer_norms[-1]
+        return (of_attention if norm == first else ()) + (of_feed_forward if norm == last else ())
+
     def cut_of(self, name: str) -> Cut | None:
         """How tensor parallelism cuts the parameter `name`; None: every rank holds it whole."""
         owner, kind = name.rsplit(".", 1)

@@ -28,6 +28,9 @@ class NormSpec:
             these are made new; the others (`weight`) are kept.
         weight_offset: what is added to `weight` before it multiplies. Where weights are taken over by another norm, the
             factor they are is kept.
+        folds: the parameter that multiplies the output, channel by channel, and that which is then added to it: both
+            can stand in the projections that read the output instead (`convert.fold`). `build` leaves them out at a
+            place that the config's `folded_norms` names. Empty: the layer cannot do without.
         embedding_scale: whether the embedding's output has to be multiplied by a learnable scalar, since the norm does
             not bring activations to unit size.
         config_fields: fields of the config that this norm alone has; None in it with other norms.
@@ -43,6 +46,7 @@ class NormSpec:
     starting_value: Callable[[str, Any, str], float]
     own_parameters: tuple[str, ...] = ()
     weight_offset: float = 0.0
+    folds: tuple[str, ...] = ()
     embedding_scale: bool = False
     config_fields: tuple[str, ...] = ()
     settle: Callable[[Any], None] = _settle_nothing

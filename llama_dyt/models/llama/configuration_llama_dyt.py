@@ -1,4 +1,4 @@
-"""What a DyT LLaMA is: transformers' LlamaConfig and five fields.
+"""What a DyT LLaMA is: transformers' LlamaConfig and six fields.
 
 A saved model carries it along, so that the folder loads where this package is not installed.
 """
@@ -27,6 +27,7 @@ class LlamaDytConfig(LlamaConfig):
         dec_alpha_init_value: the same for the last norm.
         embedding_scale: multiply the embedding's output by a learnable scalar that starts at sqrt(hidden_size).
             None: as norm_type asks, True with dyt (without it training stalls) and False with rmsnorm.
+        folded_norms: places whose norm has its weight in the projections behind it (`convert.py --fold_dyt`).
 
     What was None is a value once the config is made, so that config.json says what the model started from. With
     another norm than dyt the alphas stay None.
@@ -43,6 +44,7 @@ class LlamaDytConfig(LlamaConfig):
     ffn_alpha_init_value: float | int | None = None
     dec_alpha_init_value: float | int | None = None
     embedding_scale: bool | None = None
+    folded_norms: list[str] | None = None
 
     norm_places = {"input_layernorm": ATTENTION, "post_attention_layernorm": FEED_FORWARD, "norm": FINAL}
     """The last part of a norm's name → its place; no field."""

@@ -60,6 +60,20 @@ def dynamic_tanh_formula(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor 
     return y.to(x.dtype)
 
 
+def scaled_tanh(x: Tensor, alpha: Tensor) -> Tensor:
+    """tanh(alpha * x), element by element: Dynamic Tanh whose weight stands in the projections behind it.
+
+    Args:
+        x: of any shape and floating dtype.
+        alpha: (1,).
+
+    Returns:
+        The same shape and dtype; computed as `dynamic_tanh` is.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (alpha.to(dtype) * x.to(dtype)).tanh_().to(x.dtype)
+
+
 class DynamicTanh(nn.Module):
     """DyT over the last dimension of its input.
 
@@ -67,15 +81,20 @@ class DynamicTanh(nn.Module):
         hidden_size: size of that dimension.
         alpha_init: starting value of alpha. The paper's LLaMA models start by width, see `alphas.default_alphas`.
         bias: add a learnable bias, starting at 0, as the vision models have; LLaMA has none.
+        folded: weight and bias stand in the projections that read the output, and alpha alone is left.
 
     Parameters: `alpha` (1,), `weight` (hidden_size,) starting at 1, `bias` (hidden_size,) or None.
     """
 
-    def __init__(self, hidden_size: int, alpha_init: float = 0.5, bias: bool = False):
+    def __init__(self, hidden_size: int, alpha_init: float = 0.5, bias: bool = False, folded: bool = False):
         super().__init__()
         self.hidden_size = hidden_size
         self.alpha_init = alpha_init
         self.alpha = nn.Parameter(torch.empty(1))
+        if folded:
+            self.weight = self.bias = None
+            self.reset_parameters()
+            return
         self.weight = nn.Parameter(torch.empty(hidden_size))
         self.bias = nn.Parameter(torch.empty(hidden_size)) if bias else None
         self.reset_parameters()
@@ -83,12 +102,16 @@ class DynamicTanh(nn.Module):
     def reset_parameters(self) -> None:
         """Put every parameter back to its starting value."""
         nn.init.constant_(self.alpha, self.alpha_init)
-        nn.init.ones_(self.weight)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None:
+            return scaled_tanh(x, self.alpha)
         return dynamic_tanh(x, self.alpha, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.hidden_size}, alpha_init={self.alpha_init}, bias={self.bias is not None}"
+        folded = ", folded" if self.weight is None else ""
+        return f"{self.hidden_size}, alpha_init={self.alpha_init}, bias={self.bias is not None}{folded}"

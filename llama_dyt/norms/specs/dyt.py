@@ -43,7 +43,8 @@ def build(config: Any, place: str) -> Any:
     from llama_dyt.norms.layers.dynamic_tanh import DynamicTanh
 
     alpha = getattr(config, ALPHA_FIELDS[place])
-    return DynamicTanh(config.hidden_size, alpha_init=alpha, bias=config.norm_bias)
+    folded = place in (getattr(config, "folded_norms", None) or ())
+    return DynamicTanh(config.hidden_size, alpha_init=alpha, bias=config.norm_bias and not folded, folded=folded)
 
 
 def starting_value(parameter: str, config: Any, place: str) -> float:
@@ -72,6 +73,7 @@ NORM = NormSpec(
     build,
     starting_value,
     own_parameters=("alpha",),
+    folds=("weight", "bias"),
     embedding_scale=True,
     config_fields=tuple(ALPHA_FIELDS.values()),
     settle=settle,
