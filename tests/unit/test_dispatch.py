@@ -190,6 +190,7 @@ def test_only_a_family_spells_the_parts_of_its_decoder():
     parts = parts_of_decoders()
     homes = {PACKAGE / "models/specs", PACKAGE / "models/model_spec.py"}
     homes |= {PACKAGE / "models" / family.config_class.split(":")[0].split(".")[2] for family in FAMILIES}
+    homes |= {PACKAGE / "convert/formats/neox.py"}  # that program's own names, some of which are the same words
     wrong = []
     for path in FILES:
         if not homes & {path, *path.parents}:

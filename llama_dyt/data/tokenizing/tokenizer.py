@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ _OF_THE_FILES = (
 )
 _ADDED = ("lstrip", "rstrip", "normalized", "single_word")
 _HUB_FILES = ["*.json", "*.model", "*.model.*", "tokenizer*", "*.txt", "*.jinja"]
+_OWN_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
 _REMEDY = "a folder with tokenizer.json or tokenizer.model, a SentencePiece file, or a hub name"
 _CHUNK_CHARACTERS = 2000
 
@@ -283,6 +292,26 @@ def save_tokenizer(tokenizer, folder: str | os.PathLike) -> None:
         if isinstance(error, OSError) or number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds what `load_tokenizer` reads."""
+    return _has(folder, *_FILES)
+
+
+def save_tokenizer_files(source: Path, tokenizer, folder: Path) -> None:
+    """Put a loaded tokenizer into a folder as it was saved before: its own files, letter for letter.
+
+    What has no tokenizer.json, and would be converted anew wherever it is loaded, gets one that encodes as its own
+    model.
+    """
+    if not _has(source, *_FILES) and _has(source / "model", *_FILES):
+        source = source / "model"
+    if not _has(source, _BACKEND_FILE):
+        save_tokenizer(tokenizer, folder)
+    for name in sorted({name for pattern in _OWN_FILES for name in source.glob(pattern)}):
+        if not (folder / name.name).exists():
+            shutil.copyfile(name, folder / name.name)
 
 
 def tokenizer_fingerprint(tokenizer) -> str:

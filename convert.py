@@ -1,0 +1,27 @@
+"""Convert checkpoints of other programs and ours: `python convert.py --help`, or docs/conversion.md."""
+
+if __name__ == "__main__":  # before what takes seconds to import
+    from llama_dyt.launch.parent_watch import end_with_launcher
+
+    end_with_launcher()
+
+import sys
+from collections.abc import Sequence
+
+from llama_dyt.convert.settings import parse_conversion
+from llama_dyt.core.errors import EXIT_STATUS, LlamaDytError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    settings = parse_conversion(argv)
+    from llama_dyt.convert.run import convert
+
+    convert(settings, say=print)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LlamaDytError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)

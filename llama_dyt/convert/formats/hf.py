@@ -1,0 +1,64 @@
+"""A HuggingFace folder: of transformers' own classes where nothing was patched, else with our modeling files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from llama_dyt.convert.source import Opened
+    from llama_dyt.convert.target import Job
+    from llama_dyt.convert.weights import Weights
+
+
+class HuggingFace:
+    name, in_words, order = "hf", "a HuggingFace folder: config.json and safetensors or pytorch_model.bin", 2
+    takes_config = False
+    dtype, divided = None, False
+
+    def matches(self, path: Path) -> bool:
+        from llama_dyt.convert.hf_files import is_hf_folder
+
+        return is_hf_folder(path)
+
+    @contextmanager
+    def open(self, path: Path, config: str | None) -> Iterator[Opened]:
+        from llama_dyt.convert.hf_files import open_weights
+        from llama_dyt.convert.hf_model import logits_of_folder
+        from llama_dyt.convert.source import Opened
+        from llama_dyt.core.errors import CheckpointError
+        from llama_dyt.data.tokenizing.tokenizer import has_tokenizer
+        from llama_dyt.models import build_config
+
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder; give one that holds config.json and safetensors")
+        with open_weights(path, build_config(path)) as weights:
+            yield Opened(
+                weights,
+                partial(logits_of_folder, path),
+                tokenizer=path if has_tokenizer(path) else None,
+                generation=path,
+            )
+
+    def problems(self, weights: Weights, num_shards: int) -> list[str]:
+        return []
+
+    def write(self, job: Job, folder: Path) -> dict[str, str]:
+        from llama_dyt.convert.hf_model import write_folder
+        from llama_dyt.convert.plain_config import plain_fields
+
+        return write_folder(job, folder, plain_fields(job.weights.config))
+
+    def logits(self, folder: Path, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        from llama_dyt.convert.hf_model import logits_of_folder
+
+        return logits_of_folder(folder, input_ids, dtype)
+
+
+SOURCE = TARGET = HuggingFace()

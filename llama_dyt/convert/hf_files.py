@@ -1,0 +1,61 @@
+"""The tensors of a HuggingFace folder, safetensors or torch's older files, in the dtype they have there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llama_dyt.convert.pickles import tensors_in
+from llama_dyt.convert.weights import Stored, Weights
+from llama_dyt.core.errors import CheckpointError
+from llama_dyt.models.tensor_files import TensorFiles
+
+_NEWER = "model.safetensors"
+_OLDER = "pytorch_model.bin"
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Whether a folder has a config and weights."""
+    names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    return "config.json" in names and any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names)
+
+
+@contextmanager
+def open_weights(folder: Path, config: Any) -> Iterator[Weights]:
+    """The weights in a folder.
+
+    Raises:
+        CheckpointError: a file is missing, unreadable, cut short, or holds code.
+    """
+    newer, older = (
+        any((folder / f"{name}{index}").exists() for index in ("", ".index.json")) for name in (_NEWER, _OLDER)
+    )
+    if older and not newer:
+        yield _older(folder, config)
+        return
+    with TensorFiles(folder) as files:
+        shapes = files.shapes()
+        stored = {name: Stored(shape, files[name].dtype, f"{file}: {name}") for name, (shape, file) in shapes.items()}
+        yield Weights(config, stored, lambda name: files[name].whole())
+
+
+def _older(folder: Path, config: Any) -> Weights:
+    index = folder / f"{_OLDER}.index.json"
+    names = [_OLDER]
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index}: not an index of tensors ({error}); copy it again") from error
+    found: dict[str, tuple[Tensor, Path]] = {}
+    for name in names:
+        found.update((key, (tensor, folder / name)) for key, tensor in tensors_in(folder / name).items())
+    stored = {
+        name: Stored(tuple(tensor.shape), tensor.dtype, f"{file}: {name}") for name, (tensor, file) in found.items()
+    }
+    return Weights(config, stored, lambda name: found[name][0].clone())

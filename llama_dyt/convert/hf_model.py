@@ -1,0 +1,138 @@
+"""Writing a model as a HuggingFace folder, and asking one what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from llama_dyt.convert.card import write_card
+from llama_dyt.convert.target import Job
+from llama_dyt.convert.weights import Weights
+from llama_dyt.core import files
+from llama_dyt.core.errors import CheckpointError
+from llama_dyt.data.tokenizing.tokenizer import save_tokenizer, save_tokenizer_files
+from llama_dyt.models import save_config
+from llama_dyt.models.auto_classes import register_auto_classes
+from llama_dyt.models.tensor_writer import write_tensors
+
+_GENERATION = "generation_config.json"
+
+
+def write_folder(job: Job, folder: Path, plain: dict[str, Any] | None) -> dict[str, str]:
+    """Write config, weights, tokenizer, generation config and card.
+
+    Args:
+        plain: fields of a config.json for transformers' own classes; None: our classes, whose files go with it.
+
+    Returns:
+        name → SHA-256 of the files of tensors.
+    """
+    _write_config(job, folder, plain)
+    sums = _write_weights(job.weights, folder, job.max_shard_bytes)
+    if job.tokenizer is not None:
+        if job.tokenizer_files is not None and job.tokenizer_files.is_dir():
+            save_tokenizer_files(job.tokenizer_files, job.tokenizer, folder)
+        else:
+            save_tokenizer(job.tokenizer, folder)
+            if job.tokenizer_files is not None and job.tokenizer_files.suffix == ".model":
+                shutil.copyfile(job.tokenizer_files, folder / "tokenizer.model")
+    _write_generation_config(job, folder)
+    write_card(job, folder, patched=plain is None)
+    return sums
+
+
+def _ends(job: Job) -> dict[str, int | None]:
+    """The ids of a text's two ends, by the tokenizer's word where there is one."""
+    if job.tokenizer is None:
+        return {}
+    return {"bos_token_id": job.tokenizer.bos_token_id, "eos_token_id": job.tokenizer.eos_token_id}
+
+
+def _write_config(job: Job, folder: Path, plain: dict[str, Any] | None) -> None:
+    ends = {} if _has_generation(job) else _ends(job)
+    name = str(job.weights.dtype).removeprefix("torch.")
+    if plain is None:
+        save_config(job.weights.config, folder)
+        path = folder / "config.json"
+        fields = json.loads(path.read_text(encoding="utf-8")) | {"dtype": name} | ends
+        files.write_text(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+        return
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {key: value for key, value in plain.items() if key != "model_type"}
+    config = AutoConfig.for_model(plain["model_type"], **fields)
+    for key, value in ends.items():
+        setattr(config, key, value)
+    config.architectures = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    config.dtype = name
+    config.save_pretrained(folder)
+
+
+def _has_generation(job: Job) -> bool:
+    return job.opened.generation is not None and (job.opened.generation / _GENERATION).is_file()
+
+
+def _write_generation_config(job: Job, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    if _has_generation(job):
+        shutil.copyfile(job.opened.generation / _GENERATION, folder / _GENERATION)
+        return
+    ends = _ends(job) or {key: getattr(job.weights.config, key, None) for key in ("bos_token_id", "eos_token_id")}
+    GenerationConfig(**ends).save_pretrained(folder)
+
+
+def _write_weights(weights: Weights, folder: Path, max_shard_bytes: int) -> dict[str, str]:
+    shards: list[list[str]] = []
+    size = 0
+    for name, stored in weights.stored.items():
+        num_bytes = torch.Size(stored.shape).numel() * stored.dtype.itemsize
+        if not shards or size + num_bytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += num_bytes
+    sums, weight_map = {}, {}
+    for number, names in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        layout = {name: (weights.stored[name].shape, weights.stored[name].dtype) for name in names}
+        sums[file] = write_tensors(layout, weights.read, folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": weights.num_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        files.write_json(folder / "model.safetensors.index.json", index)
+    return sums
+
+
+@torch.no_grad()
+def logits_of_folder(folder: Path, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """What transformers' Auto classes make of a folder: (1, length) ids to (length, vocabulary) in fp32.
+
+    Args:
+        dtype: its weights are rounded to it; computed is in fp32.
+
+    Raises:
+        CheckpointError: they cannot load it.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from llama_dyt.models.spec import FAMILIES
+
+    for family in FAMILIES:
+        register_auto_classes(family)
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder}: transformers cannot load it: {reason}") from error
+    model = model.float().eval()
+    model.config._attn_implementation = "eager"
+    return model(input_ids, use_cache=False).logits[0].float()
