@@ -41,7 +41,8 @@ def open_weights(folder: Path, config: Any) -> Iterator[Weights]:
     with TensorFiles(folder) as files:
         shapes = files.shapes()
         stored = {name: Stored(shape, files[name].dtype, f"{file}: {name}") for name, (shape, file) in shapes.items()}
-        yield Weights(config, stored, lambda name: files[name].whole())
+        # A copy: what the file gives is its mapped bytes, which nobody may write to.
+        yield Weights(config, stored, lambda name: files[name].whole().clone())
 
 
 def _older(folder: Path, config: Any) -> Weights:

@@ -58,6 +58,10 @@ def tensors_in(path: Path, *keys: str) -> dict[str, torch.Tensor]:
 
 
 def _damaged(path: Path, error: Exception) -> str:
+    if "Cannot allocate memory" in str(error):
+        return (
+            f"{path}: its {path.stat().st_size} bytes cannot be mapped: the system gives no more memory (ulimit -d, -v)"
+        )
     reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
     return f"{path}: unreadable or cut short ({path.stat().st_size} bytes: {reason}); copy it again"
 

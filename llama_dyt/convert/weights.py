@@ -105,7 +105,7 @@ def check(weights: Weights, path: Any) -> Weights:
         found = weights.stored.get(name)
         if found is not None and found.shape != shape:
             raise CheckpointError(
-                f"{found.where} ({name}) has shape {list(found.shape)} where the model has {list(shape)}: config and "
+                f"{_named(found, name)} has shape {list(found.shape)} where the model has {list(shape)}: config and "
                 "weights are not of one model; give those that belong together"
             )
     missing = [name for name in wanted if name not in weights.stored and name not in tied]
@@ -114,12 +114,17 @@ def check(weights: Weights, path: Any) -> Weights:
         raise CheckpointError(
             f"{path}: {missing[0]}{more} is missing, which the model of its config has; copy it again"
         )
-    surplus = [name for name in weights.stored if name not in wanted and not name.endswith(computed)]
+    surplus = [name for name in sorted(weights.stored) if name not in wanted and not name.endswith(computed)]
     if surplus:
         more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
         raise CheckpointError(
-            f"{weights.stored[surplus[0]].where} ({surplus[0]}){more} has no place in the model of its config (layers, "
+            f"{_named(weights.stored[surplus[0]], surplus[0])}{more} has no place in the model of its config (layers, "
             "biases, norm or embedding scale differ); give those that belong together"
         )
     kept = {name: weights.stored[name] for name in wanted if name in weights.stored and name not in tied}
     return replace(weights, stored=kept)
+
+
+def _named(stored: Stored, name: str) -> str:
+    """A tensor by where it is, and by our name where that is another."""
+    return stored.where if stored.where.endswith(name) else f"{stored.where} ({name})"

@@ -83,7 +83,7 @@ class StoredTensor:
         self._stored = stored
 
     def whole(self) -> torch.Tensor:
-        """All of it, in the dtype it has in the file."""
+        """All of it, in the dtype it has in the file: its mapped bytes, not to be written to."""
         return self._stored[...]
 
     @property
