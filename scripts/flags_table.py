@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llama_dyt.config.options import KINDS, Option
 from llama_dyt.config.run import grouped_options, groups_of
+from llama_dyt.convert.settings import CONVERT
+from llama_dyt.convert.settings import options as convert_options
 from llama_dyt.data.preparing.settings import PREPARE_DATA, options
 
 HEAD = """# Flags
@@ -17,8 +19,8 @@ HEAD = """# Flags
 Made by `python scripts/flags_table.py > docs/flags.md`; a test keeps it true. Every flag is also a key of a YAML given
 by `--config_file`, where its name has no dashes; a flag on the command line wins over the file. Hyphens may stand for
 underscores. A switch takes no value and is turned off by `--no-NAME`. Where the entries differ, the order is pretrain,
-finetune, benchmark, and – is an entry without the flag or without a short form. The flags of prepare_data.py stand at
-the end.
+finetune, benchmark, and – is an entry without the flag or without a short form. The flags of prepare_data.py and
+convert.py stand at the end.
 """
 
 
@@ -30,9 +32,10 @@ def by_entry(option: Option, values: list[str]) -> str:
     return " / ".join(value if kind in option.entries else "–" for kind, value in zip(KINDS, values))
 
 
-def prepare_data_row(option: Option) -> str:
-    short = f"`{option.short[PREPARE_DATA]}`" if option.short else ""
-    return f"| `{option.flag}` | {short} | {shown(option.default[PREPARE_DATA])} | {meaning(option)} |"
+def row_of_one(option: Option, entry: str) -> str:
+    """A flag of an entry that shares none with the others."""
+    short = f"`{option.short[entry]}`" if option.short else ""
+    return f"| `{option.flag}` | {short} | {shown(option.default[entry])} | {meaning(option)} |"
 
 
 def row(option: Option) -> str:
@@ -67,8 +70,12 @@ def page() -> str:
         head = "| flag | short | default | entries | meaning |\n| --- | --- | --- | --- | --- |"
         parts.append(f"## {group.capitalize()}\n\n{groups_of()[group].__doc__}\n\n{head}\n" + "\n".join(lines) + "\n")
     head = "| flag | short | default | meaning |\n| --- | --- | --- | --- |"
-    rows_of_prepare_data = "\n".join(prepare_data_row(option) for option in options())
-    parts.append(f"## prepare_data.py\n\n[Preparing text once](data.md).\n\n{head}\n{rows_of_prepare_data}\n")
+    for entry, what, own in (
+        (PREPARE_DATA, "[Preparing text once](data.md)", options()),
+        (CONVERT, "[Checkpoints of other programs and ours](conversion.md)", convert_options()),
+    ):
+        lines = "\n".join(row_of_one(option, entry) for option in own)
+        parts.append(f"## {entry}.py\n\n{what}.\n\n{head}\n{lines}\n")
     return "\n".join(parts)
 
 

@@ -16,6 +16,7 @@ from llama_dyt.config.check import collect_problems
 from llama_dyt.config.cli import read
 from llama_dyt.config.run import SEAMS, USERS_SEAMS
 from llama_dyt.config.yaml_file import load_mapping
+from llama_dyt.convert.settings import read_conversion
 from llama_dyt.core import extensions
 from llama_dyt.data.preparing.settings import read_preparation
 from llama_dyt.training.settings import tokens_per_step
@@ -28,7 +29,7 @@ SCRIPTS = [
     *sorted(REPOSITORY.glob("scripts/**/*.sh")),
     *sorted(REPOSITORY.glob("scripts/**/*.sbatch")),
 ]
-ENTRY = re.compile(r"(?:^|/)(pretrain|finetune|benchmark|generate|prepare_data)\.py$")
+ENTRY = re.compile(r"(?:^|/)(pretrain|finetune|benchmark|generate|prepare_data|convert)\.py$")
 END_OF_COMMAND = {"|", "||", "&&", ";", "&", ">", ">>", "2>", "2>&1", "<"}
 
 
@@ -110,6 +111,8 @@ def test_every_documented_command_line_is_accepted(entry, arguments):
         import generate
 
         generate.check(generate.build_parser().parse_args(arguments))
+    elif entry == "convert":
+        assert read_conversion(arguments)[1] == [] or arguments == ["--help"]
     elif entry == "prepare_data":
         if arguments != ["--help"]:
             assert read_preparation(arguments)[1] == []

@@ -1,0 +1,29 @@
+"""A checkpoint format in one file outside of the package (`npz_checkpoint.py`) is written, found out and read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from llama_dyt.models import build_config, build_model
+from tests.cli.entries import Command
+
+
+def test_a_users_format_is_converted_to_and_from(tmp_path):
+    shutil.copy(Path(__file__).with_name("npz_checkpoint.py"), tmp_path / "my_npz.py")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    build_model(build_config("15m", **sizes, vocab_size=60), seed=0).save_pretrained(tmp_path / "hf")
+    flags = ["--import", "my_npz", "--verify"]
+    there = Command("convert", ["-i", "hf", "-o", "npz", "--to", "npz", *flags], tmp_path).run()
+    assert there.status == 0 and "verified: largest difference" in there.stdout, there.stderr
+    back = Command("convert", ["-i", "npz", "-o", "again", *flags], tmp_path).run()
+    assert back.status == 0 and "npz is a folder with config.json and weights.npz" in back.stdout, back.stderr
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "again"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    without = Command("convert", ["-i", "hf", "-o", "other", "--to", "npz"], tmp_path).run()
+    assert without.errors == [
+        "--to: unknown to 'npz' (known: ours, meta, hf); one of your own is brought in by --import its.module"
+    ]
