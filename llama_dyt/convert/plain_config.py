@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -49,5 +50,6 @@ def plain_fields(config: Any) -> dict[str, Any] | None:
 
 
 def _meaning(config: Any) -> dict[str, Any]:
-    """What decides about a model, of all that a config says; fields that are None say nothing."""
-    return {key: value for key, value in config.to_dict().items() if key not in _OF_SAVING and value is not None}
+    """What decides about a model, of all that a config says: its class's fields. One that is None says nothing."""
+    own = {field.name for field in dataclasses.fields(type(config))} - {*_OF_SAVING}
+    return {key: value for key, value in config.to_dict().items() if key in own and value is not None}

@@ -109,9 +109,13 @@ def _embedding_dim(files: list[File], hidden: int) -> int:
 
 def _rows(files: list[File]) -> tuple[int, bool]:
     """(rows of the vocabulary, whether the head is the embedding)."""
+    import torch
+
     embedding, head = (files[0].tensors.get(f"{_MODEL[part]}.weight") for part in ("embedding", "head"))
     if head is not None:
-        return head.shape[0] * len(files), False
+        # Llama 3.2's small models, in one file, have it twice.
+        tied = len(files) == 1 and embedding is not None and torch.equal(embedding, head)
+        return head.shape[0] * len(files), tied
     if embedding is None:
         raise CheckpointError(f"{files[0].name}: {_MODEL['embedding']}.weight is missing; is it a LLaMA of Meta's?")
     if len(files) > 1:
@@ -172,9 +176,10 @@ class Meta:
         notes = [f"{_PARAMS} tells no length: taken as trained on {model.max_position_embeddings} positions"]
         if tied:
             model.tie_word_embeddings = True
-            notes.append("there is no output.weight, so the head is the embedding (tied)")
+            notes.append("the head is the embedding (tied)")
         recipes = _recipes(model, files, tied)
-        weights = put_together(model, recipes, files, _PARAMS, ignored=lambda name: name in _COMPUTED)
+        ignored = (*_COMPUTED, f"{_MODEL['head']}.weight") if tied else _COMPUTED
+        weights = put_together(model, recipes, files, _PARAMS, ignored=lambda name: name in ignored)
         dim = _embedding_dim(files, model.hidden_size)
         yield Opened(
             weights,

@@ -249,8 +249,11 @@ class NeoX:
             model = config_of(_figures(settings, where, files))
         except ConfigurationError as error:
             raise CheckpointError(f"{where}: {'; '.join(error.problems)}") from error
-        if model.num_key_value_heads % len(files) or model.num_attention_heads % len(files):
-            raise CheckpointError(f"{where}: {model.num_key_value_heads} key and value heads on {len(files)} ranks")
+        heads, key_value_heads = model.num_attention_heads, model.num_key_value_heads
+        if heads % len(files) or key_value_heads % len(files) or model.head_dim * key_value_heads % heads:
+            raise CheckpointError(
+                f"{where}: {heads} heads, {key_value_heads} of keys and values, on {len(files)} ranks"
+            )
         weights = put_together(model, _recipes(model, len(files)), files, where, lambda name: name.endswith(_COMPUTED))
         note = (
             "GPT-NeoX adds epsilon to the root of the mean square and HuggingFace to the mean square itself: outputs "

@@ -79,6 +79,19 @@ def test_a_plain_model_becomes_ours_and_plain_again(kind, tmp_path):
     assert tensors.keys() == load_file(tmp_path / "hf/model.safetensors").keys(), "a tied head is not written twice"
 
 
+def test_a_config_of_before_is_carried_with_what_it_says_beside(tmp_path):
+    plain_model().save_pretrained(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    del config["rope_parameters"]
+    config |= {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}, "torch_dtype": "float32"}
+    (tmp_path / "hf/config.json").write_text(json.dumps(config | {"a_field_of_theirs": 3}))
+    result = converted(tmp_path / "hf", tmp_path / "result", "--verify")
+    after = json.loads((result / "config.json").read_text())
+    assert after["model_type"] == "llama" and not list(result.glob("*.py"))
+    rope = after["rope_parameters"]
+    assert (rope["rope_type"], rope["rope_theta"], rope["factor"]) == ("linear", 1e6, 2.0)
+
+
 def test_a_patched_model_is_written_with_its_files_and_loads_without_us(tmp_path):
     model = tiny_model("dyt")
     model.save_pretrained(tmp_path / "source")

@@ -100,6 +100,21 @@ def damaged(release, folder, rank=0, **changes):
     return folder
 
 
+def test_a_head_that_is_the_embedding_is_tied_and_written_out_again(tmp_path, capsys):
+    weights = whole_weights(CODE_LLAMA)
+    weights["output.weight"] = weights["tok_embeddings.weight"].clone()
+    source = write_release(CODE_LLAMA, tmp_path / "meta", weights)
+    result = converted(source, tmp_path / "hf", "--verify")
+    assert "the head is the embedding (tied)" in capsys.readouterr().out
+    assert json.loads((result / "config.json").read_text())["tie_word_embeddings"] is True
+    torch.testing.assert_close(hf_logits(result), logits(CODE_LLAMA, weights, TOKENS[0]).float(), rtol=0, atol=1e-3)
+    again = torch.load(converted(result, tmp_path / "again", "--to", "meta") / "consolidated.00.pth")
+    assert torch.equal(again["output.weight"], weights["output.weight"])
+    del weights["output.weight"]
+    without = converted(write_release(CODE_LLAMA, tmp_path / "without", weights), tmp_path / "hf2")
+    assert torch.equal(hf_logits(without), hf_logits(result))
+
+
 WK = "layers.1.attention.wk.weight"
 BAD_TENSORS = {
     "missing": ({WK: None}, rf"consolidated.01.pth: {WK} is missing"),
