@@ -39,8 +39,12 @@ def open_weights(folder: Path, config: Any) -> Iterator[Weights]:
         yield _older(folder, config)
         return
     with TensorFiles(folder) as files:
-        shapes = files.shapes()
-        stored = {name: Stored(shape, files[name].dtype, f"{file}: {name}") for name, (shape, file) in shapes.items()}
+        stored = {}
+        for name, (shape, file) in files.shapes().items():
+            try:
+                stored[name] = Stored(shape, files[name].dtype, f"{file}: {name}")
+            except CheckpointError as error:
+                raise CheckpointError(f"{file}: {name} is {error}") from error
         # A copy: what the file gives is its mapped bytes, which nobody may write to.
         yield Weights(config, stored, lambda name: files[name].whole().clone())
 

@@ -21,7 +21,6 @@ from llama_dyt.core.marker import MARKER, Written, marker_of, sha256_of
 from llama_dyt.core.problem import Problem
 from llama_dyt.core.store import at, store_of
 from llama_dyt.data.tokenizing.tokenizer import check_vocabulary, load_tokenizer
-from llama_dyt.models import missing_imports
 
 Say = Callable[[str], None]
 
@@ -40,8 +39,6 @@ def convert(settings: ConvertSettings, say: Say) -> Path:
     if settings.push_to_hub is not None and (problem := hub.why_no_push(settings.push_to_hub)) is not None:
         raise ConfigurationError(problem)
     path = _input(settings)
-    if missing := missing_imports(path):
-        raise ConfigurationError(missing)
     source = source_of(path, settings.source)
     if settings.config is not None and not source.takes_config:
         reason = f"--from {source.name} tells all figures itself"

@@ -95,7 +95,7 @@ class StoredTensor:
         """
         kind = self._stored.get_dtype()
         if kind not in _DTYPES:
-            raise CheckpointError(f"a tensor is stored as {kind}; give floating-point weights ({', '.join(_DTYPES)})")
+            raise CheckpointError(f"stored as {kind}; give weights that are not quantized ({', '.join(_DTYPES)})")
         return _DTYPES[kind]
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> torch.Tensor:
@@ -115,6 +115,6 @@ def _files(folder: Path, kind: str) -> list[Path]:
     for file in files:
         if not file.is_file():
             older = any(folder.glob("pytorch_model*.bin"))
-            remedy = "it holds pytorch_model.bin only: convert it to safetensors first" if older else "copy it again"
+            remedy = "it holds pytorch_model.bin only: convert.py makes safetensors of it" if older else "copy it again"
             raise CheckpointError(f"{folder}: {file.name} is missing; {remedy}")
     return files

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from llama_dyt.models import build_config, build_model
 from tests.cli.entries import Command
+from tests.forks import run
 
 
 def test_a_users_format_is_converted_to_and_from(tmp_path):
@@ -27,3 +28,27 @@ def test_a_users_format_is_converted_to_and_from(tmp_path):
     assert without.errors == [
         "--to: unknown to 'npz' (known: ours, meta, hf); one of your own is brought in by --import its.module"
     ]
+
+
+SAVE = """
+from llama_dyt.core import extensions
+assert not extensions.load(["my_norm"])
+from llama_dyt.models import build_config, build_model, save_config
+sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 60}
+config = build_config("15m", "dyisru", **sizes)
+build_model(config, seed=0).save_pretrained("saved")
+save_config(config, "saved")
+"""
+
+
+def test_a_model_with_a_users_norm_is_converted_with_the_norms_file(tmp_path):
+    shutil.copy(Path(__file__).with_name("dyisru.py"), tmp_path / "my_norm.py")
+    assert run(["-c", SAVE], cwd=tmp_path).returncode == 0
+    flags = ["-i", "saved", "-o", "result", "--dtype", "bf16", "--verify"]
+    without = Command("convert", flags, tmp_path).run()
+    assert len(without.errors) == 1 and "give --import my_norm, where Python finds it" in without.stderr
+    outcome = Command("convert", [*flags, "--import", "my_norm"], tmp_path).run()
+    assert outcome.status == 0 and "verified: largest difference" in outcome.stdout, outcome.stderr
+    assert (tmp_path / "result/my_norm.py").read_bytes() == (tmp_path / "saved/my_norm.py").read_bytes()
+    refused = Command("convert", [*flags[:2], "-o", "folded", "--fold_dyt", "--import", "my_norm"], tmp_path).run()
+    assert refused.errors == ["--fold_dyt: the model has norm dyisru, which cannot do without its weight; leave it out"]

@@ -32,12 +32,14 @@ class HuggingFace:
         from llama_dyt.convert.hf_files import open_weights
         from llama_dyt.convert.hf_model import logits_of_folder
         from llama_dyt.convert.source import Opened
-        from llama_dyt.core.errors import CheckpointError
+        from llama_dyt.core.errors import CheckpointError, ConfigurationError
         from llama_dyt.data.tokenizing.tokenizer import has_tokenizer
-        from llama_dyt.models import build_config
+        from llama_dyt.models import build_config, missing_imports
 
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder; give one that holds config.json and safetensors")
+        if missing := missing_imports(path):
+            raise ConfigurationError(missing)
         with open_weights(path, build_config(path)) as weights:
             yield Opened(
                 weights,

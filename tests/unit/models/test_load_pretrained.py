@@ -162,4 +162,4 @@ def test_a_missing_shard_is_named(saved, tmp_path):
 def test_old_bin_weights_say_what_to_do(saved):
     _, folder = saved
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "convert it to safetensors" in refused(folder)
+    assert "convert.py makes safetensors of it" in refused(folder)
