@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.models.spec import FAMILIES, ModelSpec
@@ -80,7 +78,3 @@ def parts_of(family: ModelSpec) -> Parts:
 def llama() -> ModelSpec:
     """The family that reads plain LLaMAs."""
     return FAMILIES.get(PLAIN)
-
-
-def layers(config: Any) -> Iterator[int]:
-    yield from range(config.num_hidden_layers)

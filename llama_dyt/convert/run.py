@@ -51,7 +51,7 @@ def convert(settings: ConvertSettings, say: Say) -> Path:
         if problems := target.problems(weights, settings.shards):
             raise ConfigurationError(problems)
         tokenizer, tokenizer_files = _tokenizer(settings, opened, weights.config)
-        say(f"{path} is {source.in_words.split(':')[0].partition(' (')[0]}: {weights.num_parameters:,} parameters")
+        say(f"{path}: {source.in_words}, {weights.num_parameters:,} parameters")
         for note in (*opened.notes, *changes):
             say(f"note: {note}")
         if tokenizer is None:
@@ -59,7 +59,7 @@ def convert(settings: ConvertSettings, say: Say) -> Path:
         job = Job(
             weights=weights,
             opened=opened,
-            source=source.in_words.split(":")[0],
+            source=source.in_words,
             input_path=settings.input_path,
             tokenizer=tokenizer,
             tokenizer_files=tokenizer_files,

@@ -48,17 +48,23 @@ class Source(Protocol):
 
     Attributes:
         name: what `--from` takes.
-        in_words: what a person calls it.
+        in_words: what a person calls one.
+        files: by which one is known.
         order: the place in which formats are asked whose a path is; may be absent.
         takes_config: its files may not tell all figures, so `--config` says them.
     """
 
     name: str
     in_words: str
+    files: str
     takes_config: bool
 
     def matches(self, path: Path) -> bool:
-        """Whether a path looks like this format; by names, and by what a header says where names do not tell."""
+        """Whether a path looks like this format; by names, and by what a header says where names do not tell.
+
+        Raises:
+            CheckpointError: a header that would tell cannot be read.
+        """
 
     def open(self, path: Path, config: str | None) -> AbstractContextManager[Opened]:
         """Read headers and figures, and judge them.
@@ -80,13 +86,14 @@ def source_of(path: Path, name: str | None) -> Source:
 
     Raises:
         ConfigurationError: it looks like none.
+        CheckpointError: what it is stands in a file that cannot be read.
     """
     if name is not None:
         return SOURCES.get(name)
     for source in SOURCES:
         if source.matches(path):
             return source
-    known = "; ".join(f"{source.name}: {source.in_words}" for source in SOURCES)
+    known = "; ".join(f"{source.name}: {source.files}" for source in SOURCES)
     if not path.exists():
         raise ConfigurationError(Problem("input_path", path, "no such file or folder"))
     raise ConfigurationError(

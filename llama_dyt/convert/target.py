@@ -24,6 +24,7 @@ class Job:
     Attributes:
         weights: as they shall be written, but for their names.
         opened: where they come from.
+        source: what that is, in words.
         tokenizer: a HuggingFace tokenizer, or None.
         tokenizer_files: folder or file that it was loaded from.
         max_shard_bytes: of one file.
@@ -47,13 +48,11 @@ class Target(Protocol):
 
     Attributes:
         name: what `--to` takes.
-        in_words: what a person calls it.
         dtype: a word of `weights.DTYPES` that it is written in unless asked for otherwise; None: as it comes.
         divided: it takes `--shards`.
     """
 
     name: str
-    in_words: str
     dtype: str | None
     divided: bool
 

@@ -37,7 +37,7 @@ def exported(pretrained, tmp_path_factory):
 
 def test_a_save_dir_becomes_a_folder_with_card_and_picture(exported, pretrained):
     folder, said = exported
-    assert "is a --save_dir, a step folder or its model/" in said and "verified: largest difference of logits" in said
+    assert "run: a checkpoint of ours, " in said and "verified: largest difference of logits" in said
     card = (folder / "README.md").read_text(encoding="utf-8")
     last = [record for record in pretrained.metrics if "loss" in record][-1]
     for line in (f"| step | {NUM_STEPS} |", f"| loss | {last['loss']:.6g} |", "| `plugin` | zero2 |", "loss.png"):

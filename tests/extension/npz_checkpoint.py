@@ -13,7 +13,7 @@ from llama_dyt.models import build_config, empty_model, save_config
 
 
 class Npz:
-    name, in_words, order = "npz", "a folder with config.json and weights.npz", 20
+    name, in_words, files, order = "npz", "a model in my own form", "config.json and weights.npz", 20
     takes_config = divided = False
     dtype = "fp32"
 

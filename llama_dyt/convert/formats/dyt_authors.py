@@ -17,7 +17,7 @@ _SCALE = "shared_scale"
 
 
 class DytAuthors(Fms):
-    name, in_words, order = "dyt_authors", "the DyT authors' step_N_ckp or step_N_ckp.pth (with --config)", 4
+    name, in_words, order = "dyt_authors", "a checkpoint of the DyT authors' program", 4
     norm = "dyt"
     norm_parameters = ("weight", "alpha")
     variants: Mapping[str, Any] = {}

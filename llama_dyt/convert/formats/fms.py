@@ -115,18 +115,15 @@ def _config(name: str | None, norm: str, variants: Mapping[str, Any]) -> Any:
 
 
 class Fms:
-    name, in_words, order = "fms", "fms-fsdp's step_N_ckp or step_N_ckp.pth (with --config)", 5
+    name, in_words, order = "fms", "a checkpoint of fms-fsdp's", 5
+    files = "step_N_ckp or step_N_ckp.pth, and --config"
     takes_config = True
     norm = "rmsnorm"
     norm_parameters: tuple[str, ...] = ("weight",)
     variants: Mapping[str, Any] = _VARIANTS
 
     def matches(self, path: Path) -> bool:
-        try:
-            names = _open_state(path).shapes if _checkpoint(path) is not None else {}
-        except CheckpointError:
-            return False
-        return self.recognises(names)
+        return _checkpoint(path) is not None and self.recognises(_open_state(path).shapes)
 
     def recognises(self, names: Mapping[str, Any]) -> bool:
         return any(name.endswith(f".{_LAYER_NORMS['attention_norm']}.weight") for name in names)
@@ -148,7 +145,7 @@ class Fms:
 
     def reading(self, model: Any, state: State) -> Reading:
         """Where in the files each of the model's parameters is."""
-        from llama_dyt.convert.decoder import layers, llama, parts_of
+        from llama_dyt.convert.decoder import llama, parts_of
 
         parts, head_dim = parts_of(llama()), model.head_dim
         base = "base_model." if any(name.startswith("base_model.") for name in state.shapes) else ""
@@ -161,7 +158,7 @@ class Fms:
         if not model.tie_word_embeddings:
             reading.add(f"{parts.head}.weight", f"{head}.weight", vocabulary)
         norms = {parts.final_norm: f"{base}dec_norm"}
-        for number in layers(model):
+        for number in range(model.num_hidden_layers):
             layer = f"{base}layers.{number}."
             at = {part: parts.layer(number, getattr(parts, part)) for part in ("query", "key", "value", "gate", "up")}
             rows = {"query": queries, "key": keys, "value": keys}

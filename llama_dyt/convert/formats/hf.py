@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class HuggingFace:
-    name, in_words, order = "hf", "a HuggingFace folder: config.json and safetensors or pytorch_model.bin", 2
+    name, in_words, order = "hf", "a HuggingFace folder", 2
+    files = "config.json and safetensors or pytorch_model.bin"
     takes_config = False
     dtype, divided = None, False
 

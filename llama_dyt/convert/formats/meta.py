@@ -61,7 +61,7 @@ def _files(folder: Path) -> list[File]:
 
 
 def _recipes(config: Any, files: list[File], tied: bool) -> dict[str, Recipe]:
-    from llama_dyt.convert.decoder import layers, llama, parts_of
+    from llama_dyt.convert.decoder import llama, parts_of
     from llama_dyt.convert.pieces import Recipe
     from llama_dyt.convert.rotary import halves_from_neighbours
 
@@ -90,7 +90,7 @@ def _recipes(config: Any, files: list[File], tied: bool) -> dict[str, Recipe]:
     }
     if not tied:
         recipes[f"{parts.head}.weight"] = Recipe(f"{_MODEL['head']}.weight", vocabulary, 0)
-    for number in layers(config):
+    for number in range(config.num_hidden_layers):
         for part, name in _LAYER.items():
             source, ours = f"layers.{number}.{name}.weight", f"{parts.layer(number, getattr(parts, part))}.weight"
             if part not in shapes:
@@ -151,7 +151,8 @@ def _logits(config: Any, files: list[File], embedding_dim: int, tied: bool, inpu
 
 
 class Meta:
-    name, in_words, order = "meta", "Meta's consolidated.NN.pth, params.json and tokenizer.model", 1
+    name, in_words, order = "meta", "a model in Meta's own files", 1
+    files = "consolidated.NN.pth, params.json and tokenizer.model"
     takes_config = False
     dtype, divided = None, True
 
@@ -282,7 +283,7 @@ class _Piece:
 
 
 def _pieces(weights: Weights, num_shards: int) -> dict[str, _Piece]:
-    from llama_dyt.convert.decoder import layers, llama, parts_of
+    from llama_dyt.convert.decoder import llama, parts_of
 
     config, parts = weights.config, parts_of(llama())
     by_rows = config.vocab_size > _TIKTOKEN_VOCABULARY
@@ -296,7 +297,7 @@ def _pieces(weights: Weights, num_shards: int) -> dict[str, _Piece]:
         f"{_MODEL[part]}.weight": _Piece(weights, f"{ours}.weight", dim, num_shards, None)
         for part, (ours, dim) in of_model.items()
     }
-    for number in layers(config):
+    for number in range(config.num_hidden_layers):
         for part, name in _LAYER.items():
             dim = None if part.endswith("norm") else 1 if part in _BY_COLUMNS else 0
             ours = f"{parts.layer(number, getattr(parts, part))}.weight"

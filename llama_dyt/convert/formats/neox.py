@@ -170,7 +170,7 @@ def _rows_of(config: Any, ranks: int, part: str) -> Callable[[Tensor], Tensor]:
 
 
 def _recipes(config: Any, ranks: int) -> dict[str, Recipe]:
-    from llama_dyt.convert.decoder import layers, llama, parts_of
+    from llama_dyt.convert.decoder import llama, parts_of
     from llama_dyt.convert.pieces import Recipe
 
     parts = parts_of(llama())
@@ -185,7 +185,7 @@ def _recipes(config: Any, ranks: int) -> dict[str, Recipe]:
     }
     if not config.tie_word_embeddings:
         recipes[f"{parts.head}.weight"] = Recipe(f"{last + 4}.{_HEAD}", vocabulary, 0)
-    for number in layers(config):
+    for number in range(config.num_hidden_layers):
         layer = f"{number + _FIRST_LAYER}."
         for part, name in _LAYER.items():
             shape, dim = shapes[part]
@@ -231,7 +231,8 @@ def _logits(config: Any, files: list[File], input_ids: Tensor, dtype: Any) -> Te
 
 
 class NeoX:
-    name, in_words, order = "neox", "GPT-NeoX' layer_XX-model_YY-model_states.pt or mp_rank_YY_model_states.pt", 3
+    name, in_words, order = "neox", "a checkpoint of GPT-NeoX'", 3
+    files = "layer_XX-model_YY-model_states.pt or mp_rank_YY_model_states.pt"
     takes_config = True
 
     def matches(self, path: Path) -> bool:

@@ -21,7 +21,8 @@ _PART = f"{_MODEL}/"
 
 
 class Ours(HuggingFace):
-    name, in_words, order = "ours", "a --save_dir, a step folder or its model/", 0
+    name, in_words, order = "ours", "a checkpoint of ours", 0
+    files = "a --save_dir, a step folder or its model/"
     dtype = "fp32"
 
     def matches(self, path: Path) -> bool:

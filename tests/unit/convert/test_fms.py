@@ -113,6 +113,11 @@ def write_folder(weights, folder, prefix=""):
 @pytest.mark.parametrize("old", [True, False], ids=["old", "new"])
 def test_fms_logits_are_those_of_the_numbers_it_was_made_of(old, fused, tmp_path):
     source = write_file(fms_weights(LLAMA_3, fused, old), tmp_path / "fms")
+    content = source.read_bytes()
+    source.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="step_7_ckp.pth: unreadable or cut short"):
+        converted(source, tmp_path / "hf")
+    source.write_bytes(content)
     result = converted(source, tmp_path / "hf", "--config", figures(LLAMA_3, tmp_path / "figures"), "--verify")
     expected = logits(LLAMA_3, whole_weights(LLAMA_3), TOKENS[0]).float()
     torch.testing.assert_close(hf_logits(result), expected, rtol=0, atol=1e-4)
