@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _PARAMS = "params.json"
 _TOKENIZER = "tokenizer.model"
+_CHECKSUMS = "checklist.chk"
 _FILE = re.compile(r"consolidated\.(\d\d)\.pth")
 _COMPUTED = ("rope.freqs",)
 """Stands in LLaMA-1's files, and is computed."""
@@ -58,6 +59,30 @@ def _files(folder: Path) -> list[File]:
     # One that is missing in the middle; a missing last one shows in the shapes.
     paths = [folder / f"consolidated.{number:02d}.pth" for number in range(numbers[-1] + 1)]
     return [File(str(path), tensors_in(path)) for path in paths]
+
+
+def _compare_checksums(folder: Path) -> str | None:
+    """Compare the files with the MD5 sums that Meta's download has beside them; returns what was done, in words.
+
+    Raises:
+        CheckpointError: a file holds other bytes.
+    """
+    import hashlib
+
+    sums = folder / _CHECKSUMS
+    if not sums.is_file():
+        return None
+    listed = [line.split() for line in sums.read_text(encoding="utf-8").splitlines() if line.strip()]
+    compared = 0
+    for expected, name in (line for line in listed if len(line) == 2 and (folder / line[1]).is_file()):
+        with open(folder / name, "rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if found != expected.lower():
+            raise CheckpointError(
+                f"{folder / name} holds other bytes than {sums} says (MD5 {found}, not {expected}); copy it again"
+            )
+        compared += 1
+    return f"{compared} files are as {_CHECKSUMS} says"
 
 
 def _recipes(config: Any, files: list[File], tied: bool) -> dict[str, Recipe]:
@@ -174,7 +199,9 @@ class Meta:
             model = config_of(figures(path / _PARAMS, rows))
         except ConfigurationError as error:
             raise CheckpointError(f"{path / _PARAMS}: {'; '.join(error.problems)}") from error
-        notes = [f"{_PARAMS} tells no length: taken as trained on {model.max_position_embeddings} positions"]
+        compared = _compare_checksums(path)
+        notes = [] if compared is None else [compared]
+        notes += [f"{_PARAMS} tells no length: taken as trained on {model.max_position_embeddings} positions"]
         if tied:
             model.tie_word_embeddings = True
             notes.append("the head is the embedding (tied)")

@@ -3,6 +3,7 @@ does."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -165,6 +166,21 @@ def test_bad_files_are_named_and_nothing_is_left(tmp_path):
     refused("layers.2.attention.wq.weight is missing")
     params.write_text("{")
     refused("params.json cannot be read as JSON")
+
+
+def test_files_are_held_against_the_checksums_beside_them(tmp_path, capsys):
+    source = write_release(SEVEN_B, tmp_path / "meta")
+    names = ("consolidated.00.pth", "consolidated.01.pth", "params.json")
+    sums = {name: hashlib.md5((source / name).read_bytes()).hexdigest() for name in names}
+    (source / "checklist.chk").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+    converted(source, tmp_path / "hf")
+    assert "note: 3 files are as checklist.chk says" in capsys.readouterr().out
+    content = bytearray((source / names[1]).read_bytes())
+    content[len(content) // 2] ^= 1
+    (source / names[1]).write_bytes(content)
+    with pytest.raises(CheckpointError, match="consolidated.01.pth holds other bytes than .*checklist.chk says"):
+        converted(source, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 class Code:
