@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conversions import TOKENS, converted, hf_logits, tiny_model
-from meta_files import CODE_LLAMA, LLAMA_3, RELEASES, SEVEN_B, SEVENTY_B, logits, whole_weights, write_release
+from meta_files import CODE_LLAMA, LLAMA_3, RELEASES, SEVEN_B, SEVENTY_B, Release, logits, whole_weights, write_release
 
 from llama_dyt.convert import rotary
 from llama_dyt.core.errors import CheckpointError, ConfigurationError
@@ -207,3 +207,25 @@ def test_what_metas_code_cannot_have_is_not_written_so(tmp_path):
         "--shards 4 does not divide the 2 key and value heads",
         "--shards 4 does not divide the 97 entries of the vocabulary",
     ]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+@pytest.mark.parametrize("key_value_heads", [None, 1, 2, 4, 8])
+@pytest.mark.parametrize("head_dim", [8, 16])
+@pytest.mark.parametrize("embedding_dim", [0, 1])
+def test_every_division_goes_there_and_back(shards, key_value_heads, head_dim, embedding_dim, tmp_path):
+    params = {"dim": 16 * head_dim, "n_layers": 2, "n_heads": 16, "multiple_of": 8, "norm_eps": 1e-6, "vocab_size": -1}
+    if key_value_heads is not None:
+        params |= {"n_kv_heads": key_value_heads, "rope_theta": 5e5}
+    release = Release(params, shards, embedding_dim, seed=shards)
+    source = write_release(release, tmp_path / "meta")
+    if (key_value_heads or 16) % shards:
+        with pytest.raises(CheckpointError, match="key and value heads do not divide among"):
+            converted(source, tmp_path / "hf")
+        return
+    result = converted(source, tmp_path / "hf", "--verify")
+    expected = logits(release, whole_weights(release), TOKENS[0]).float()
+    torch.testing.assert_close(hf_logits(result), expected, rtol=0, atol=1e-4)
+    again = torch.load(converted(result, tmp_path / "again", "--to", "meta") / "consolidated.00.pth")
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole_weights(release).items())
