@@ -22,6 +22,8 @@ from llama_dyt.models.auto_classes import register_auto_classes
 from llama_dyt.models.tensor_writer import write_tensors
 
 _GENERATION = "generation_config.json"
+ORIGINAL = "original/tokenizer.model"
+"""Meta's own file in folders for HuggingFace, where it is in a form that these do not read."""
 
 
 def write_folder(job: Job, folder: Path, plain: dict[str, Any] | None) -> dict[str, str]:
@@ -36,15 +38,26 @@ def write_folder(job: Job, folder: Path, plain: dict[str, Any] | None) -> dict[s
     _write_config(job, folder, plain)
     sums = _write_weights(job.weights, folder, job.max_shard_bytes)
     if job.tokenizer is not None:
-        if job.tokenizer_files is not None and job.tokenizer_files.is_dir():
-            save_tokenizer_files(job.tokenizer_files, job.tokenizer, folder)
-        else:
-            save_tokenizer(job.tokenizer, folder)
-            if job.tokenizer_files is not None and job.tokenizer_files.suffix == ".model":
-                shutil.copyfile(job.tokenizer_files, folder / "tokenizer.model")
+        _write_tokenizer(job, folder)
     _write_generation_config(job, folder)
     write_card(job, folder, patched=plain is None)
     return sums
+
+
+def _write_tokenizer(job: Job, folder: Path) -> None:
+    """The tokenizer, and the file that it was in before HuggingFace: Meta's code reads that alone."""
+    files_of = job.tokenizer_files
+    if files_of is None or not files_of.is_dir():
+        save_tokenizer(job.tokenizer, folder)
+        own = files_of if files_of is not None and files_of.suffix == ".model" else None
+        # What is no SentencePiece model stands where Meta's folders for HuggingFace have it.
+        place = folder / (ORIGINAL if job.opened.load_tokenizer is not None else "tokenizer.model")
+    else:
+        save_tokenizer_files(files_of, job.tokenizer, folder)
+        own, place = files_of / ORIGINAL, folder / ORIGINAL
+    if own is not None and own.is_file():
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(own, place)
 
 
 def _ends(job: Job) -> dict[str, int | None]:

@@ -12,6 +12,23 @@ from llama_dyt.core.errors import CheckpointError, ConfigurationError
 _POSITIONS_OF_THETA = {10_000.0: 4096, 500_000.0: 8192, 1_000_000.0: 16384}
 """Trained length by the rotary base: LLaMA-2, Llama 3, Code Llama."""
 
+SCALED_ROPE = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""What `use_scaled_rope` means in Meta's code (`apply_scaling`)."""
+_OTHER_MODELS = (
+    "moe",
+    "moe_args",
+    "num_experts",
+    "vision_chunk_size",
+    "vision_model",
+    "quantization_args",
+    "lora_args",
+)
+
 
 def feed_forward_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
     """The hidden size of the feed-forward block, as Meta's `FeedForward` computes it."""
@@ -29,8 +46,8 @@ def figures(path: Path, rows: int) -> dict[str, Any]:
     """
     params = read_figures(path)
     dim, heads = whole_number(params, "dim", path), whole_number(params, "n_heads", path)
-    if params.get("moe") or "num_experts" in params or "moe_args" in params:
-        raise CheckpointError(f"{path}: a model with experts, which is not read from Meta's files")
+    if others := [key for key in _OTHER_MODELS if params.get(key) not in (None, False, -1)]:
+        raise CheckpointError(f"{path}: {others[0]} is there, and only plain LLaMAs are read (no experts, no images)")
     vocabulary = params.get("vocab_size", -1)
     if vocabulary not in (-1, rows):
         raise CheckpointError(f"{path}: vocab_size is {vocabulary}, and the head in the files has {rows} rows")
@@ -39,16 +56,11 @@ def figures(path: Path, rows: int) -> dict[str, Any]:
     if params.get("use_scaled_rope"):
         if "rope_scaling_factor" not in params:
             raise CheckpointError(
-                f"{path}: use_scaled_rope is on and the factor is not told, which is 8 in Llama 3.1 and 3.3 and 32 in "
-                'Llama 3.2: add "rope_scaling_factor" to it'
+                f"{path}: use_scaled_rope is on and the factor is not told: Meta's code has 8, and HuggingFace's "
+                "folders "
+                'of Llama 3.2 have 32; add "rope_scaling_factor" to it'
             )
-        rope |= {
-            "rope_type": "llama3",
-            "factor": float(params["rope_scaling_factor"]),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": float(params.get("rope_high_freq_factor", 4.0)),
-            "original_max_position_embeddings": 8192,
-        }
+        rope |= {"rope_type": "llama3", **SCALED_ROPE, "factor": float(params["rope_scaling_factor"])}
     return {
         "model_type": PLAIN,
         "hidden_size": dim,
@@ -90,8 +102,6 @@ def params_of(config: Any) -> dict[str, Any]:
         params["rope_theta"] = rope["rope_theta"]
     if rope["rope_type"] == "llama3":
         params |= {"use_scaled_rope": True, "rope_scaling_factor": rope["factor"]}
-        if rope["high_freq_factor"] != 4.0:
-            params["rope_high_freq_factor"] = rope["high_freq_factor"]
     return params
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def _tokenizer(settings: ConvertSettings, opened: Opened, config: Any) -> tuple[
         tokenizer, path = load_tokenizer(settings.tokenizer), Path(settings.tokenizer)
     elif opened.tokenizer is not None:
         try:
-            tokenizer, path = load_tokenizer(opened.tokenizer, flag="--input_path"), opened.tokenizer
+            load = opened.load_tokenizer or partial(load_tokenizer, opened.tokenizer, flag="--input_path")
+            tokenizer, path = load(), opened.tokenizer
         except (DataError, ConfigurationError) as error:
             raise type(error)(f"{error} (--tokenizer gives the result another)") from error
     else:

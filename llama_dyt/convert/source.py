@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.core.problem import Problem
@@ -28,6 +28,7 @@ class Opened:
         logits: ((1, length) ids, dtype) → (length, vocabulary) in fp32, with weights rounded to the dtype: what the
             model says by its own format's reading, as far from the conversion's as it can be.
         tokenizer: folder or file; None where it has none.
+        load_tokenizer: makes it, where it is in a form that this format alone has.
         generation: folder with a generation_config.json, where there is one.
         run: --save_dir of the run of ours that wrote it.
         step: of that run.
@@ -37,6 +38,7 @@ class Opened:
     weights: Weights
     logits: Callable[[Tensor, torch.dtype], Tensor]
     tokenizer: Path | None = None
+    load_tokenizer: Callable[[], Any] | None = None
     generation: Path | None = None
     run: Path | None = None
     step: int | None = None

@@ -192,6 +192,7 @@ class Meta:
         from llama_dyt.convert.pieces import put_together
         from llama_dyt.convert.plain_config import config_of
         from llama_dyt.convert.source import Opened
+        from llama_dyt.convert.tiktoken_file import is_tiktoken, load_tiktoken
 
         files = _files(path)
         rows, tied = _rows(files)
@@ -209,18 +210,20 @@ class Meta:
         ignored = (*_COMPUTED, f"{_MODEL['head']}.weight") if tied else _COMPUTED
         weights = put_together(model, recipes, files, _PARAMS, ignored=lambda name: name in ignored)
         dim = _embedding_dim(files, model.hidden_size)
+        # Meta's downloads have the tokenizer beside the folders of the sizes.
+        tokenizer = next((p / _TOKENIZER for p in (path, path.parent) if (p / _TOKENIZER).is_file()), None)
+        load = None
+        if tokenizer is not None and is_tiktoken(tokenizer):
+            load = partial(load_tiktoken, tokenizer, model.rope_parameters["rope_type"] != "default")
         yield Opened(
-            weights,
-            partial(_logits, model, files, dim, tied),
-            # Meta's downloads have the tokenizer beside the folders of the sizes.
-            tokenizer=next((p / _TOKENIZER for p in (path, path.parent) if (p / _TOKENIZER).is_file()), None),
-            notes=tuple(notes),
+            weights, partial(_logits, model, files, dim, tied), tokenizer, load_tokenizer=load, notes=tuple(notes)
         )
 
     # --- write -------------------------------------------------------------------------------------------------------
 
     def problems(self, weights: Weights, num_shards: int) -> list[str]:
         from llama_dyt.convert.decoder import llama
+        from llama_dyt.convert.meta_figures import SCALED_ROPE
         from llama_dyt.convert.plain_config import plain_fields
         from llama_dyt.models import family_of
 
@@ -237,10 +240,9 @@ class Meta:
         rope = config.rope_parameters
         if rope["rope_type"] not in ("default", "llama3"):
             found.append(f"--to meta: Meta's code has no rotary scaling of the kind {rope['rope_type']}")
-        if rope["rope_type"] == "llama3" and (
-            rope["low_freq_factor"] != 1.0 or rope["original_max_position_embeddings"] != 8192
-        ):
-            found.append("--to meta: Meta's code has its rotary scaling for a low_freq_factor of 1 from 8192 positions")
+        if rope["rope_type"] == "llama3" and any(rope[key] != value for key, value in SCALED_ROPE.items()):
+            known = ", ".join(f"{key} {value:g}" for key, value in SCALED_ROPE.items())
+            found.append(f"--to meta: Meta's code has one rotary scaling, of {known}")
         counts = {
             "key and value heads": config.num_key_value_heads,
             "feed-forward units": config.intermediate_size,
@@ -267,7 +269,7 @@ class Meta:
             layout = {name: (piece.shape, piece.dtype) for name, piece in pieces.items()}
             name = f"consolidated.{rank:02d}.pth"
             sums[name] = write_pth(layout, lambda name, rank=rank: pieces[name].read(rank), folder / name)
-        if (tokenizer := _sentencepiece(job.tokenizer_files)) is not None:
+        if (tokenizer := _own_tokenizer(job.tokenizer_files)) is not None:
             shutil.copyfile(tokenizer, folder / _TOKENIZER)
         return sums
 
@@ -280,12 +282,14 @@ def _names(path: Path) -> list[str]:
     return [file.name for file in path.iterdir()]
 
 
-def _sentencepiece(tokenizer: Path | None) -> Path | None:
+def _own_tokenizer(tokenizer: Path | None) -> Path | None:
     """The tokenizer's own model file, which is all that Meta's code reads."""
     if tokenizer is None:
         return None
-    found = tokenizer / _TOKENIZER if tokenizer.is_dir() else tokenizer
-    return found if found.is_file() and found.suffix == ".model" else None
+    from llama_dyt.convert.hf_model import ORIGINAL
+
+    places = (tokenizer / _TOKENIZER, tokenizer / ORIGINAL) if tokenizer.is_dir() else (tokenizer,)
+    return next((place for place in places if place.is_file() and place.suffix == ".model"), None)
 
 
 class _Piece:

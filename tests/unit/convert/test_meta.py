@@ -162,6 +162,8 @@ def test_bad_files_are_named_and_nothing_is_left(tmp_path):
     refused("params.json: vocab_size is 32000, and the head in the files has 96 rows")
     params.write_text(json.dumps(SEVENTY_B.params | {"use_scaled_rope": True}))
     refused("params.json: use_scaled_rope is on and the factor is not told")
+    params.write_text(json.dumps(SEVENTY_B.params | {"vision_chunk_size": 448}))
+    refused("params.json: vision_chunk_size is there, and only plain LLaMAs are read")
     params.write_text(json.dumps(SEVENTY_B.params | {"n_layers": 3}))
     refused("layers.2.attention.wq.weight is missing")
     params.write_text("{")
