@@ -70,7 +70,7 @@ def _lines(job: Job, folder: Path, patched: bool) -> Iterator[str]:
     yield from ("", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "")
     yield f'model = AutoModelForCausalLM.from_pretrained("."{trust})'
     if job.tokenizer is not None:
-        yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+        yield f'tokenizer = AutoTokenizer.from_pretrained("."{trust})'
     yield "```"
     if job.opened.run is not None:
         yield from _run_of(job.opened.run, job.opened.step, folder)
