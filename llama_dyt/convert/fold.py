@@ -77,6 +77,9 @@ def fold(weights: Weights, flag: str = "fold_dyt") -> Folded:
     scales: dict[str, str] = {}
     shifts: dict[str, str] = {}
     for site in sites:
+        if not site.readers or any(f"{reader}.weight" not in weights.stored for reader in site.readers):
+            reason = f"a {family_of(config).in_words} does not say which projections read {site.norm}"
+            raise ConfigurationError(Problem(flag, None, reason, "leave it out"))
         for reader in site.readers:
             scales[f"{reader}.weight"] = f"{site.norm}.{scale}"
         if f"{site.norm}.{shift}" in weights.stored:

@@ -229,7 +229,8 @@ class Meta:
 
         config = weights.config
         if family_of(config) is not llama() or plain_fields(config) is None:
-            return [f"--to meta: Meta's code knows plain LLaMAs alone, and this one has norm {config.norm_type}"]
+            what = f"a {family_of(config).in_words} with norm {config.norm_type}"
+            return [f"--to meta: Meta's code knows plain LLaMAs alone, and this is {what}"]
         found = []
         if any(name.endswith(".bias") for name in weights.stored):
             found.append("--to meta: Meta's code has no biases, and this model has some")

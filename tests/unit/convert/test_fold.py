@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from llama_dyt.convert.fold import fold
 from llama_dyt.convert.weights import Stored, Weights
 from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.models.spec import ModelSpec
 from llama_dyt.norms.layers.dynamic_tanh import DynamicTanh, scaled_tanh
 
 
@@ -88,6 +90,18 @@ def test_a_bias_goes_into_the_projections_biases_where_they_have_one():
             linear.load_state_dict({part: source.read(f"{name}.{part}") for part in ("weight", "bias")})
         torch.testing.assert_close(after(scaled_tanh(x, norm.alpha)), before(norm(x)), rtol=1e-5, atol=1e-5)
     assert not [name for name in folded.stored if name.endswith("layernorm.bias")]
+
+
+def test_a_family_that_does_not_say_who_reads_a_norm_is_refused(monkeypatch):
+    model = tiny_model("dyt")
+    weights = with_norm_biases(model)
+    monkeypatch.setattr(
+        ModelSpec, "read_by", lambda self, norm: () if norm.startswith("post") else self.column_parallel[:3]
+    )
+    with pytest.raises(
+        ConfigurationError, match="LLaMA does not say which projections read .*0.post_attention_layernorm"
+    ):
+        fold(replace(weights, stored={k: v for k, v in weights.stored.items() if not k.endswith("norm.bias")}))
 
 
 def test_a_bias_without_a_place_is_refused():
