@@ -1,8 +1,7 @@
-"""A decoder of a page, straight from another program's tensors and in its own conventions: what a conversion is held
-to.
+"""A decoder of a page, straight from another program's tensors and in its conventions: what a conversion is held to.
 
-It shares neither names, nor the order of rows, nor a line of the model's code with what it checks. One layer's weights
-are there at a time.
+It shares neither names, nor the order of rows, nor the model's code with what it checks, but for the frequencies of
+rotary positions. One layer's weights are there at a time.
 """
 
 from __future__ import annotations
