@@ -16,6 +16,8 @@ from llama_dyt.models.spec import FAMILIES, family_of
 from llama_dyt.norms.by_name import norm_of
 from llama_dyt.norms.spec import NORMS
 
+_OF_SAVING = ("transformers_version", "architectures", "auto_map", "dtype", "model_type", "_name_or_path")
+
 
 def save_config(config: Any, folder: str | Path) -> None:
     """Write config.json and the modeling files that make a folder load without this package.
@@ -42,7 +44,11 @@ def save_config(config: Any, folder: str | Path) -> None:
 
 
 def plain_config(config: Any) -> Any | None:
-    """The config of transformers' own class that computes the same with the same weights; None where there is none."""
+    """The config of transformers' own class that computes the same with the same weights; None where there is none: a
+    norm or an embedding is ours, or a field has a value that their class has not.
+
+    What decides is reading it back: it must give the config that it was made of.
+    """
     family = family_of(config)
     if family.plain_type is None or config.norm_type != family.plain_norm or config.embedding_scale:
         return None
@@ -50,11 +56,23 @@ def plain_config(config: Any) -> Any | None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     theirs = CONFIG_MAPPING[family.plain_type]
-    known = {field.name for field in fields(theirs)}
-    plain = theirs(**{name: value for name, value in config.to_dict().items() if name in known})
+    known = {field.name for field in fields(theirs)} - {*_OF_SAVING}
+    ours = config.to_dict()
+    plain = theirs(**{name: value for name, value in ours.items() if name in known})
+    read = type(config)(
+        **{name: value for name, value in plain.to_dict().items() if name in known}, norm_type=family.plain_norm
+    )
+    if _meaning(read) != _meaning(config):
+        return None
     plain.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.plain_type]]
     plain.dtype = "float32"
     return plain
+
+
+def _meaning(config: Any) -> dict[str, Any]:
+    """What decides about a model, of all that a config says: its class's fields. One that is None says nothing."""
+    own = {field.name for field in fields(type(config))} - {*_OF_SAVING}
+    return {name: value for name, value in config.to_dict().items() if name in own and value is not None}
 
 
 def missing_imports(folder: Path) -> list[Problem]:

@@ -84,7 +84,7 @@ def test_the_dtype_is_kept_or_changed_on_request(tmp_path):
     torch.testing.assert_close(hf_logits(wide), expected, rtol=0, atol=1e-4)
     ours = converted(source, tmp_path / "ours", "--to", "ours", "--verify")
     config = json.loads((ours / "config.json").read_text())
-    assert config["model_type"] == "llama_dyt" and config["norm_type"] == "rmsnorm" and config["dtype"] == "float32"
+    assert config["model_type"] == "llama" and config["norm_type"] == "rmsnorm" and config["dtype"] == "float32"
 
 
 def damaged(release, folder, rank=0, **changes):
