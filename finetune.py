@@ -11,6 +11,7 @@ from functools import partial
 
 from llama_dyt.core import ranks
 from llama_dyt.data.formats.sources import TextSource
+from llama_dyt.data.loaders.examples import TooLong
 from llama_dyt.data.loaders.instructions import InstructionBatches
 from llama_dyt.data.loaders.step import BatchShape
 from llama_dyt.data.validation_sets import open_training
@@ -39,6 +40,8 @@ def make_batches(
         num_epochs,
         position,
         seed=run.run.seed,
+        too_long=TooLong(run.data.too_long == "drop", run.data.truncation_side == "left"),
+        pack=run.data.pack,
         # Stages exchange tensors of one shape, and what cuts sequences must be able to divide them.
         pad_to_max_length=run.booster.pp > 1 or run.booster.sequence_parallelism is not None,
     )
@@ -48,6 +51,18 @@ def total_steps(plan: Plan, batches: InstructionBatches) -> int:
     """Optimizer steps of the run: its epochs, or --max_steps where that is less."""
     limit = plan.run.run.max_steps
     return batches.num_steps if limit is None else min(limit, batches.num_steps)
+
+
+def in_words(plan: Plan, batches: InstructionBatches) -> str:
+    """What was read, and what became of it."""
+    read, data = batches.examples, plan.run.data
+    side = " at the left" if data.truncation_side == "left" else ""
+    left_out = f"{read.num_too_long} longer than that and " if data.too_long == "drop" else ""
+    packed = f", packed into {batches.num_sequences:,} sequences" if data.pack else ""
+    return (
+        f"{len(read.examples):,} examples ({read.num_truncated} cut{side} at --max_length {data.max_length}, {left_out}"
+        f"{read.num_dropped} without room for a completion left out, {read.num_bad_lines} unusable lines){packed}"
+    )
 
 
 def main(checked: Checked | None = None) -> None:
@@ -67,12 +82,7 @@ def main(checked: Checked | None = None) -> None:
     batches = ranks.together(
         lambda: make_batches(plan, open_examples(plan), dp_rank, dp_size, num_epochs, position), "reading the examples"
     )
-    read = batches.examples
-    say(
-        plan,
-        f"{len(read.examples):,} examples ({read.num_truncated} cut at --max_length {plan.run.data.max_length}, "
-        f"{read.num_dropped} without room for a completion left out, {read.num_bad_lines} unusable lines)",
-    )
+    say(plan, in_words(plan, batches))
     session.train(batches, total_steps(plan, batches), "fine-tuning", validation)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Protocol
 
 from llama_dyt.core.errors import ConfigurationError, DataError, LlamaDytError
 from llama_dyt.core.problem import Problem
@@ -90,6 +91,18 @@ def open_data(dataset: str | os.PathLike, options: ReadOptions | None = None) ->
     return format_of(name, tokens=len(options.fields) == 1).open(name, options)
 
 
+class _NamesFields(Protocol):
+    field: str | None
+    columns: tuple[tuple[str, str], ...]
+
+
+def source_options(options: ReadOptions, source: _NamesFields) -> ReadOptions:
+    """The options for one source of a mixture, which may have names of its own for what a record holds."""
+    if options.records is not None:
+        return replace(options, records=options.records.with_columns(dict(source.columns)))
+    return options if source.field is None else replace(options, fields=(source.field,))
+
+
 def open_text(dataset: str | os.PathLike, options: ReadOptions) -> TextSource:
     """The records of text that a name means; as `open_data`, but tokens are none."""
     name = os.fspath(dataset)
@@ -111,7 +124,7 @@ def open_sources(
         sources, problems = [], []
         for source in read_mixture(dataset).sources:
             try:
-                data = open_data(source.path, replace(read, fields=(source.field,)) if source.field else read)
+                data = open_data(source.path, source_options(read, source))
             except LlamaDytError as error:
                 problems.append(f"{dataset}: sources: {source.name}: {error}")
                 continue
@@ -165,7 +178,7 @@ def check_data(
     `sample` has none: it is built when the run starts.
     """
     options = options or ReadOptions()
-    if len(options.fields) == 1 and is_mixture(dataset):
+    if is_mixture(dataset):
         return [
             problem.of(flag).here()
             if isinstance(problem, Problem)
@@ -198,10 +211,20 @@ def _problems_of_mixture(dataset: str, options: ReadOptions, num_epochs: int) ->
         sources, problems = look_at_mixture(dataset)
     except ConfigurationError as error:
         return error.problems
-    if num_epochs != 1:
+    pretraining = len(options.fields) == 1
+    if num_epochs != 1 and pretraining:
         problems.append(f"{dataset} is a mixture, whose sources have epochs of their own: leave --num_epochs out")
     for source in sources:
-        own = replace(options, fields=(source.field or options.fields[0],), task=None)
+        if source.weight != 1 and not pretraining:
+            problems.append(
+                f"{dataset}: sources: {source.name}: weight: fine-tuning takes every example; give epochs, how often "
+                "each comes"
+            )
+        if source.field is not None and not pretraining:
+            problems.append(f"{dataset}: sources: {source.name}: field: is of pretraining; give columns: {{prompt: …}}")
+        if source.columns and pretraining:
+            problems.append(f"{dataset}: sources: {source.name}: columns: are of fine-tuning; give field")
+        own = replace(source_options(options, source), task=None)
         for path in filter(None, (source.path, source.validation)):
             problems += [f"{dataset}: sources: {source.name}: {error}" for error in _errors(path, own)]
     return problems
@@ -209,7 +232,7 @@ def _problems_of_mixture(dataset: str, options: ReadOptions, num_epochs: int) ->
 
 def files_in_words(dataset: str, options: ReadOptions) -> list[str]:
     """What files of text a name means, and what was passed over, a line for each source; [] where there are none."""
-    if len(options.fields) == 1 and is_mixture(dataset):
+    if is_mixture(dataset):
         sources = read_mixture(dataset).sources
         return [f"{source.name}: {line}" for source in sources for line in files_in_words(source.path, options)]
     found = open_data(dataset, options).in_words()

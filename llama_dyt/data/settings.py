@@ -12,6 +12,7 @@ from llama_dyt.config.options import TRAINING, option
 from llama_dyt.config.run import Owned, RunConfig
 from llama_dyt.core.problem import Problem
 from llama_dyt.data.formats.sources import SAMPLE
+from llama_dyt.data.records.reader import AUTO, column_problems, shape_names
 
 DEFAULT_TOKENIZER = "hf-internal-testing/llama-tokenizer"
 """The tokenizer where neither the run, its data nor its weights bring one: LLaMA's, as Colossal-AI's program has."""
@@ -24,7 +25,7 @@ class DataSettings:
     dataset: str | None = option(
         "togethercomputer/RedPajama-Data-1T-Sample",
         "Text to train on: `sample` (built at once on this machine), a folder or glob of .jsonl, .jsonl.gz, "
-        ".jsonl.zst or .parquet, a hub dataset in the default's form, or a mixture (.yaml).",
+        ".jsonl.zst or .parquet, a .csv or .json, a hub dataset in the default's form, or a mixture (.yaml).",
         short="-d",
         entries=TRAINING,
         defaults={"finetune": "yizhongw/self_instruct", "benchmark": None},
@@ -47,6 +48,21 @@ class DataSettings:
         "Take special tokens written in the data for tokens, not text; saved with the model. None asks the tokenizer.",
         entries=("finetune",),
     )
+    chat_template: str | None = option(
+        None,
+        "Chat template by which conversations become text, saved with the model: a file of jinja, or a name of one "
+        "that is built in (chatml, which brings its tokens). None takes the tokenizer's own.",
+        entries=("finetune",),
+        metavar="FILE|NAME",
+        path=True,
+    )
+    add_tokens: tuple[str, ...] = option(
+        (),
+        "A special token to add to the tokenizer, such as <|im_end|>; may be given several times. The embedding gets a "
+        "row for each that it has none for, which starts as the mean of the others.",
+        entries=("finetune",),
+        metavar="TOKEN",
+    )
     max_length: int = option(
         4096, "Sequence length, in tokens.", short="-l", spellings=("max_context_width",), metavar="TOKENS", at_least=2
     )
@@ -56,6 +72,23 @@ class DataSettings:
     )
     reset_attention_mask: bool = option(
         False, "Keep attention within each document of a packed sequence.", entries=("pretrain",)
+    )
+    too_long: str = option(
+        "cut",
+        "What becomes of an example longer than --max_length: cut at --truncation_side, or drop.",
+        choices=("cut", "drop"),
+        entries=("finetune",),
+    )
+    truncation_side: str = option(
+        "right",
+        "Where a too long example is cut. right: it loses its end; left: its beginning, but for BOS.",
+        choices=("right", "left"),
+        entries=("finetune",),
+    )
+    pack: bool = option(
+        False,
+        "Put several short examples into one sequence, each seeing itself alone and counting positions from 0.",
+        entries=("finetune",),
     )
     num_epochs: int = option(1, "Passes over the dataset.", short="-e", entries=TRAINING, at_least=1)
     shuffle: str = option(
@@ -98,6 +131,18 @@ class ColumnSettings:
         "The field, or column, that holds the completion of a record.",
         entries=("finetune",),
         metavar="NAME",
+    )
+    record_shape: str = option(
+        AUTO,
+        "What a record looks like; auto: found from each record's columns.",
+        choices=shape_names,
+        entries=("finetune",),
+    )
+    columns: tuple[str, ...] = option(
+        (),
+        "What the data call a column of a record's shape, such as instruction=question; may be given several times.",
+        entries=("finetune",),
+        metavar="COLUMN=NAME",
     )
 
 
@@ -149,6 +194,7 @@ def problems(run: RunConfig, world_size: int | None, device: str | None) -> Iter
     settings = run.validation
     if run.kind == "benchmark":
         return
+    yield from column_problems(run.columns.columns)
     if settings.validation_dataset is not None and settings.validation_fraction is not None:
         reason = (
             f"and --validation_fraction {settings.validation_fraction:g}: give one of the two, the set or the share of "

@@ -12,8 +12,9 @@ from pathlib import Path
 from llama_dyt.core.errors import ConfigurationError, DataError
 from llama_dyt.data.formats.format import format_of
 from llama_dyt.data.formats.sources import SAMPLE, SAMPLE_FOLDER, ReadOptions, Source
-from llama_dyt.data.opening import open_data
+from llama_dyt.data.opening import open_data, source_options
 from llama_dyt.data.order.held_out import OneSide
+from llama_dyt.data.order.mixed_records import MixedRecords, RepeatedSource
 from llama_dyt.data.order.mixture_file import is_mixture, read_mixture
 from llama_dyt.data.sample import build_sample_corpus
 from llama_dyt.data.settings import ValidationSettings
@@ -25,6 +26,17 @@ def open_training(dataset: str, fraction: float | None, options: ReadOptions | N
     Args:
         fraction: share of them to leave out (--validation_fraction); None for none.
     """
+    if is_mixture(dataset):
+        return MixedRecords(
+            [
+                RepeatedSource(
+                    source.name,
+                    open_training(source.path, fraction, source_options(options or ReadOptions(), source)),
+                    source.epochs or 1,
+                )
+                for source in read_mixture(dataset).sources
+            ]
+        )
     source = open_data(dataset, options)
     return source if fraction is None else OneSide(source, fraction, held_out=False)
 
@@ -39,6 +51,7 @@ class ValidationSet:
         fraction: only that share of a text which training leaves out; None for all of it.
         split: of prepared data.
         field: of its records, where a mixture's source names its own.
+        columns: of its records' shape, likewise.
     """
 
     name: str
@@ -46,11 +59,11 @@ class ValidationSet:
     fraction: float | None = None
     split: str = "train"
     field: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
 
     def open(self, options: ReadOptions | None = None) -> Source:
         options = replace(options or ReadOptions(), split=self.split)
-        if self.field is not None:
-            options = replace(options, fields=(self.field,))
+        options = source_options(options, self)
         data = open_data(self.dataset, options)
         return data if self.fraction is None else OneSide(data, self.fraction, held_out=True)
 
@@ -94,13 +107,16 @@ def choose_sets(dataset: str, settings: ValidationSettings, sample_folder: str =
     if is_mixture(named or dataset):
         for source in read_mixture(named or dataset).sources:
             if named is not None:
-                sets.append(ValidationSet(source.name, source.path, None, _best_split(source.path), source.field))
+                split = _best_split(source.path)
+                sets.append(ValidationSet(source.name, source.path, None, split, source.field, source.columns))
             elif source.validation is not None:
                 path = source.validation
-                sets.append(ValidationSet(source.name, path, None, _best_split(path), source.field))
+                split = _best_split(path)
+                sets.append(ValidationSet(source.name, path, None, split, source.field, source.columns))
             else:
                 sets += [
-                    replace(chosen, field=source.field) for chosen in _held_out(source.name, source.path, fraction)
+                    replace(chosen, field=source.field, columns=source.columns)
+                    for chosen in _held_out(source.name, source.path, fraction)
                 ]
     else:
         sets = _held_out(set_name(dataset), dataset, fraction)

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from llama_dyt.core.errors import CheckpointError, ConfigurationError
 from llama_dyt.models.build import build_config, empty_model
+from llama_dyt.models.grown_tensor import GrownTensor
 from llama_dyt.models.initial_weights import InitialTensor
 from llama_dyt.models.spec import family_of
 from llama_dyt.models.tensor_files import TensorFiles
@@ -63,18 +64,25 @@ def load_pretrained(
 
 
 @contextmanager
-def read_pretrained(path: str | Path, config: PretrainedConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
+def read_pretrained(
+    path: str | Path, config: PretrainedConfig, *, grown_from: int | None = None
+) -> Iterator[Callable[[str], dict[str, Any]]]:
     """The same weights without a model: a context that gives `read(name) -> {"param": …}`, as `boosters.Boosted` takes.
 
     What it reads is indexed by slices, so a rank reads its own part alone. Raises as `load_pretrained`.
+
+    Args:
+        grown_from: rows of the vocabulary in the folder, where the config has more; new ones are their mean.
     """
-    with _opened(Path(path).expanduser(), config, None, {}) as (_, files, added):
+    with _opened(Path(path).expanduser(), config, None, {}, grown_from) as (_, files, added):
+        held = files.shapes()
 
         def read(name: str) -> dict[str, Any]:
             if added and name in files and _is_weight_of_a_norm(name, config):
                 return {"param": _Shifted(files[name], added)}
             if name in files:
-                return {"param": files[name]}
+                grows = grown_from is not None and _has_grown(held[name][0], tuple(shapes[name]), grown_from)
+                return {"param": GrownTensor(files[name], held[name][0], shapes[name][0]) if grows else files[name]}
             # Of a swapped norm, whose starting values are constants: no seed has a part in them.
             return {"param": InitialTensor(name, shapes[name], config, seed=0)}
 
@@ -84,7 +92,11 @@ def read_pretrained(path: str | Path, config: PretrainedConfig) -> Iterator[Call
 
 @contextmanager
 def _opened(
-    path: Path, config: PretrainedConfig | None, norm: str | None, overrides: dict[str, Any]
+    path: Path,
+    config: PretrainedConfig | None,
+    norm: str | None,
+    overrides: dict[str, Any],
+    grown_from: int | None = None,
 ) -> Iterator[tuple[PretrainedConfig, TensorFiles, float]]:
     """The config to load with, the open files, after both were found to fit, and what is to be added to the weights of
     norms, so that they multiply as they did."""
@@ -97,7 +109,7 @@ def _opened(
         raise CheckpointError(str(error)) from error
     swapped = own_norm.name != config.norm_type
     with TensorFiles(path) as files:
-        _compare(path, files.shapes(), config, own_norm)
+        _compare(path, files.shapes(), config, own_norm, grown_from)
         if swapped:
             warnings.warn(f"{path}: {SWAP_WARNING} ({own_norm.name} to {config.norm_type})", UserWarning, stacklevel=4)
         yield config, files, own_norm.weight_offset - norm_of(config).weight_offset
@@ -115,18 +127,23 @@ def _require_folder(path: Path) -> None:
 
 
 def _compare(
-    path: Path, shapes: dict[str, tuple[tuple[int, ...], Path]], config: PretrainedConfig, own_norm: NormSpec
+    path: Path,
+    shapes: dict[str, tuple[tuple[int, ...], Path]],
+    config: PretrainedConfig,
+    own_norm: NormSpec,
+    grown_from: int | None = None,
 ) -> None:
     """Compare what the files hold with what the model needs.
 
     Args:
         own_norm: the one that the weights were trained with.
+        grown_from: rows of the vocabulary that the files may have in place of the model's.
     """
     swapped = own_norm.name != config.norm_type
     model = empty_model(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in wanted.items():
-        if name in shapes and shapes[name][0] != shape:
+        if name in shapes and shapes[name][0] != shape and not _has_grown(shapes[name][0], shape, grown_from):
             found, file = shapes[name]
             raise CheckpointError(
                 f"{file}: {name} has shape {found} where the model has {shape}; it is a checkpoint of another size: "
@@ -163,6 +180,11 @@ class _Shifted:
 def _is_weight_of_a_norm(name: str, config: PretrainedConfig) -> bool:
     *_, owner, kind = ("", *name.split("."))
     return owner in config.norm_places and kind == "weight"
+
+
+def _has_grown(held: tuple[int, ...], wanted: tuple[int, ...], grown_from: int | None) -> bool:
+    """Whether a tensor has a row for each of a vocabulary, which has more in the model than in the files."""
+    return held[:1] == (grown_from,) and held[0] < wanted[0] and held[1:] == wanted[1:]
 
 
 def _of_a_norm_alone(name: str, config: PretrainedConfig, norm: NormSpec) -> bool:

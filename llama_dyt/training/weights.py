@@ -22,7 +22,9 @@ def starting_weights(plan: Plan, shapes: Mapping[str, Sequence[int]], trained: C
     with ExitStack() as stack:
         base = None
         if plan.weights_folder is not None and (plan.checkpoint is None or plan.adapter is not None):
-            base = stack.enter_context(read_pretrained(plan.weights_folder, plan.model_config))
+            base = stack.enter_context(
+                read_pretrained(plan.weights_folder, plan.model_config, grown_from=plan.grown_from)
+            )
         if plan.checkpoint is not None:
             own = stack.enter_context(plan.checkpoint.reader())
         elif plan.adapter_folder is not None:

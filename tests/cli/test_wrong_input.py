@@ -32,7 +32,7 @@ def place(tmp_path, monkeypatch) -> Path:
     (tmp_path / "broken.jsonl").write_text('{"text": "half\n{"text": "whole"}\n')
     (tmp_path / "without_text.jsonl").write_text('{"txt": "misspelt"}\n')
     (tmp_path / "not_text.parquet").write_bytes(b"PAR1, but not for long")
-    (tmp_path / "table.csv").write_text("text\n")
+    (tmp_path / "table.xls").write_text("text\n")
     return tmp_path
 
 
@@ -60,7 +60,7 @@ ONE_PROBLEM = {
     "dataset empty": ({"dataset": "empty.jsonl"}, 1, "--dataset empty.jsonl: .*empty; give a dataset with text"),
     "dataset of blank lines": ({"dataset": "blank.jsonl"}, 1, "--dataset blank.jsonl: holds no usable record"),
     "dataset folder empty": ({"dataset": "empty_folder"}, 1, "--dataset empty_folder: .*no .jsonl.*name a folder"),
-    "dataset of no known format": ({"dataset": "table.csv"}, 1, "--dataset table.csv: not a format.*give .jsonl"),
+    "dataset of no known format": ({"dataset": "table.xls"}, 1, "--dataset table.xls: not a format.*give .jsonl"),
     "dataset unreadable": ({"dataset": "not_text.parquet"}, 1, "not_text.parquet.*not a valid parquet file.*again"),
     "first line broken": ({"dataset": "broken.jsonl"}, 1, "broken.jsonl, line 1: is not valid JSON.*--skip_bad_lines"),
     "first line without text": (

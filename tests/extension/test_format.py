@@ -1,4 +1,4 @@
-"""A format in one file outside of the package (`csv_format.py`) is read, resumed, prepared and mixed as ours are."""
+"""A format in one file outside of the package (`table_format.py`) is read, resumed, prepared and mixed as ours are."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from llama_dyt.training.trackers.jsonl import read_metrics
 from tests.cli.conftest import Corpus, as_flags, corpus  # noqa: F401
 from tests.cli.entries import Command, Outcome
 
-ALONE = Path(__file__).with_name("csv_format.py")
+ALONE = Path(__file__).with_name("table_format.py")
 STEPS = 4
-MINE = {"import": "my_csv", "csv_delimiter": ";"}
+MINE = {"import": "my_table", "table_delimiter": ";"}
 
 
-def write_csv(file: Path, lines: Path, *fields: str, delimiter: str = ";") -> Path:
-    """The records of a file of JSON lines as a .csv."""
+def write_table(file: Path, lines: Path, *fields: str, delimiter: str = ";") -> Path:
+    """The records of a file of JSON lines as a .table."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fields, extrasaction="ignore", delimiter=delimiter)
         writer.writeheader()
@@ -35,11 +35,11 @@ def write_csv(file: Path, lines: Path, *fields: str, delimiter: str = ";") -> Pa
 def folder(corpus: Corpus, tmp_path_factory) -> Path:  # noqa: F811
     """Where a user works: the one file, data of its kind, and the same data as JSON lines."""
     folder = tmp_path_factory.mktemp("user")
-    shutil.copy(ALONE, folder / "my_csv.py")
-    write_csv(folder / "train.csv", corpus.train, "meta", "text")
-    write_csv(folder / "pairs.csv", corpus.prompts, "completion", "prompt")
-    for kind in ("csv", "jsonl"):
-        text = folder / "train.csv" if kind == "csv" else corpus.train
+    shutil.copy(ALONE, folder / "my_table.py")
+    write_table(folder / "train.table", corpus.train, "meta", "text")
+    write_table(folder / "pairs.table", corpus.prompts, "completion", "prompt")
+    for kind in ("table", "jsonl"):
+        text = folder / "train.table" if kind == "table" else corpus.train
         mixed = {"text": {"path": str(text), "weight": 2}, "prompts": {"path": str(corpus.prompts), "field": "prompt"}}
         (folder / f"{kind}.yaml").write_text(json.dumps({"sources": mixed}))
     return folder
@@ -64,9 +64,9 @@ def figures(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def runs(corpus, folder) -> Path:  # noqa: F811
-    """A mixture with a .csv, trained on under two plugins and broken off half way; and the same as JSON lines."""
+    """A mixture with a .table, trained on under two plugins and broken off half way; and the same as JSON lines."""
     common = {"validation_freq": 2, "validation_batches": 2}
-    mine = {**MINE, **common, "dataset": "csv.yaml", "validation_dataset": "train.csv"}
+    mine = {**MINE, **common, "dataset": "table.yaml", "validation_dataset": "train.table"}
     for plugin in ("ddp", "fsdp"):
         for changes in ({"max_steps": 2}, {"load": "auto"}):
             outcome = start(corpus, folder, **mine, **changes, plugin=plugin, save_dir=plugin)
@@ -91,15 +91,15 @@ def test_it_does_under_another_plugin(runs):
 
 @pytest.mark.slow
 def test_it_is_fine_tuned_on(corpus, runs):  # noqa: F811
-    given = {"dataset": "pairs.csv", "model_path": "ddp", "plugin": "ddp", "mixed_precision": "fp32", "max_length": 64}
-    words = as_flags({**MINE, **given, "max_steps": 1, "save_dir": "tuned"})
+    given = {"dataset": "pairs.table", "model_path": "ddp", "plugin": "ddp", "mixed_precision": "fp32"}
+    words = as_flags({**MINE, **given, "max_length": 64, "max_steps": 1, "save_dir": "tuned"})
     outcome = Command("finetune", words, runs).run()
     assert outcome.status == 0, outcome.stderr
     assert "48 examples (0 cut at --max_length 64" in outcome.stderr
 
 
 def test_it_is_prepared_by_any_number_of_workers(corpus, folder):  # noqa: F811
-    words = ["--import", "my_csv", "--csv_delimiter", ";", "-d", "train.csv", "-o", "tokens", "-j", "2"]
+    words = ["--import", "my_table", "--table_delimiter", ";", "-d", "train.table", "-o", "tokens", "-j", "2"]
     outcome = Command("prepare_data", [*words, "--tokenizer", str(corpus.tokenizer)], folder).run()
     assert outcome.status == 0, outcome.stderr
     tokenizer = load_tokenizer(corpus.tokenizer)
@@ -113,14 +113,14 @@ def test_it_is_prepared_by_any_number_of_workers(corpus, folder):  # noqa: F811
     refused = Command("prepare_data", [*other, "--tokenizer", str(corpus.tokenizer)], folder).run()
     assert refused.status == 2
     (problem,) = refused.errors
-    assert problem.startswith("train.csv, record 0: has no field 'text'; its records have meta;text")
+    assert problem.startswith("train.table, record 0: has no field 'text'; its records have meta;text")
 
 
 def test_its_name_is_known_only_where_it_is_imported(corpus, folder):  # noqa: F811
-    shown = Command("prepare_data", ["--import", "my_csv", "--help"], folder).run()
-    assert shown.status == 0 and "--csv_delimiter" in shown.stdout
-    refused = Command("pretrain", corpus.pretrain_flags(dataset="train.csv"), folder).run()
+    shown = Command("prepare_data", ["--import", "my_table", "--help"], folder).run()
+    assert shown.status == 0 and "--table_delimiter" in shown.stdout
+    refused = Command("pretrain", corpus.pretrain_flags(dataset="train.table"), folder).run()
     assert refused.status == 2
-    assert "--dataset train.csv: not a format that can be read; give .jsonl, .jsonl.gz" in refused.stderr
-    wrong = Command("pretrain", corpus.pretrain_flags(dataset="pairs.csv", **MINE), folder).run()
-    assert "pairs.csv, record 0: has no field 'text'; its records have completion (str), prompt (str)" in wrong.stderr
+    assert "--dataset train.table: not a format that can be read; give .jsonl, .jsonl.gz" in refused.stderr
+    wrong = Command("pretrain", corpus.pretrain_flags(dataset="pairs.table", **MINE), folder).run()
+    assert "pairs.table, record 0: has no field 'text'; its records have completion (str), prompt (str)" in wrong.stderr

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from llama_dyt.core.errors import DataError
-from llama_dyt.data.formats.record_files import name_the_field
+from llama_dyt.data.formats.record_files import RecordReader
 
 LEAVE_OUT = "correct it, or pass --skip_bad_lines to leave such lines out"
-_MOST_FIELDS = 8
 _BUFFER = 1 << 20
 
 
@@ -32,7 +30,7 @@ class Beginning:
     wrong_form: str | None = None
 
 
-def remedy_for(beginning: Callable[[], Beginning], fields: Sequence[str]) -> str:
+def remedy_for(beginning: Callable[[], Beginning], reader: RecordReader) -> str:
     """What to do about a bad record of a file, told by the file's beginning.
 
     Only where half of the records there can be used would leaving out the others lose a few lines. Elsewhere it would
@@ -46,18 +44,13 @@ def remedy_for(beginning: Callable[[], Beginning], fields: Sequence[str]) -> str
         return LEAVE_OUT
     if found.wrong_form is not None:
         return found.wrong_form
-    if found.records is None:
-        return "most rows are so: " + name_the_field(fields, 0, [])
     kinds: dict[str, set[str]] = {}
-    for record in found.records:
+    lengths: dict[str, int] = {}
+    for record in found.records or ():
         for name, value in record.items():
             kinds.setdefault(name, set()).add(type(value).__name__)
-    wrong = next((number for number, name in enumerate(fields) if kinds.get(name) != {"str"}), 0)
-    there = ", ".join(f"{name} ({'/'.join(sorted(kind))})" for name, kind in islice(kinds.items(), _MOST_FIELDS))
-    more = f" and {len(kinds) - _MOST_FIELDS} more" if len(kinds) > _MOST_FIELDS else ""
-    texts = [name for name, kind in kinds.items() if kind == {"str"}]
-    texts.sort(key=lambda name: -sum(len(record.get(name, "")) for record in found.records))
-    return f"its records have {there}{more}: {name_the_field(fields, wrong, texts)}"
+            lengths[name] = lengths.get(name, 0) + (len(value) if isinstance(value, str) else 0)
+    return reader.remedy(kinds, sorted(lengths, key=lambda name: -lengths[name]))
 
 
 class BadRecords:

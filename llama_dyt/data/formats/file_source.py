@@ -20,7 +20,8 @@ class Reader(MatchedBy, Protocol):
     """What reads the files of one format: `format.FileFormat`."""
 
     name: str
-    has_lines: bool
+
+    def has_lines_in(self, path: Path) -> bool: ...
 
     def own_settings(self, options: ReadOptions) -> Any: ...
 
@@ -64,7 +65,7 @@ class FileSource(TextSource):
         self._options = options
         self._bad_records = BadRecords(options.skip_bad_lines, self._remedy)
         listing = "\n".join(f"{file.name}\t{file.size}" for file in self.files)
-        listing = f"{listing}\n{self.fields}{self._marks()}".encode(errors="surrogateescape")
+        listing = f"{listing}\n{self.fields}{self._options.reader.mark}{self._marks()}".encode(errors="surrogateescape")
         self.fingerprint = "files:" + hashlib.sha256(listing).hexdigest()[:16]
 
     def _marks(self) -> str:
@@ -83,7 +84,7 @@ class FileSource(TextSource):
             place = Place()
 
     def line_blocks(self, position: dict | None = None) -> Iterator[tuple[DataFile, Place, bytes]] | None:
-        if not all(self._reader(file).has_lines for file in self.files):
+        if not all(self._reader(file).has_lines_in(file.path) for file in self.files):
             return None
         return self._line_blocks(position)
 
@@ -119,7 +120,7 @@ class FileSource(TextSource):
 
     def _remedy(self, path: Path) -> str:
         reader = self._reader(DataFile(path, path.name, 0))
-        return remedy_for(lambda: reader.beginning(path, self._options), self.fields)
+        return remedy_for(lambda: reader.beginning(path, self._options), self._options.reader)
 
     def problems(self) -> list[DataError]:
         """What would stop the run, found quickly: the first file that holds anything is opened, no more."""

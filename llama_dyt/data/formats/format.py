@@ -16,7 +16,7 @@ from llama_dyt.core.errors import ConfigurationError, DataError
 from llama_dyt.core.registry import Registry
 from llama_dyt.data.formats.bad_records import BadRecords, Beginning
 from llama_dyt.data.formats.file_source import FileSource
-from llama_dyt.data.formats.record_files import BadRecord, DataFile, Piece, Place, check_text, explain
+from llama_dyt.data.formats.record_files import BadRecord, DataFile, Piece, Place, explain
 from llama_dyt.data.formats.sources import ReadOptions, Source
 
 _MOST_RECORDS = 200
@@ -80,6 +80,10 @@ class FileFormat(Format):
     only_where_named: tuple[str, ...] = ()
     has_lines: bool = False
 
+    def has_lines_in(self, path: Path) -> bool:
+        """Whether this file is of JSON lines; asked where `has_lines`."""
+        return self.has_lines
+
     @property
     def shown(self) -> tuple[str, ...]:
         return self.suffixes
@@ -113,10 +117,9 @@ class FileFormat(Format):
         try:
             for record in self.records(file.path, number, self.own_settings(options)):
                 number += 1
-                values = tuple(record.get(name) for name in options.fields)
-                reasons = (check_text(value, name) for value, name in zip(values, options.fields, strict=True))
-                if reason := next(filter(None, reasons), None):
-                    bad(file.path, f"record {number - 1}", reason)
+                values = options.reader.pick(record)
+                if isinstance(values, str):
+                    bad(file.path, f"record {number - 1}", values)
                     continue
                 yield values, Place(number)
         except DataError:
@@ -145,7 +148,7 @@ class FileFormat(Format):
         usable, records = 0, []
         for record in islice(self.records(path, 0, self.own_settings(options)), _MOST_RECORDS):
             records.append(dict(record))
-            usable += all(check_text(record.get(name), name) is None for name in options.fields)
+            usable += not isinstance(options.reader.pick(record), str)
         return Beginning(usable, len(records) - usable, records)
 
 

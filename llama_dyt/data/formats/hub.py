@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from llama_dyt.core.errors import DataError
-from llama_dyt.data.formats import jsonl
+from llama_dyt.data.formats import json_file, jsonl
 from llama_dyt.data.formats.format import Format
 from llama_dyt.data.formats.lines import parse_json_line
-from llama_dyt.data.formats.record_files import check_text
+from llama_dyt.data.formats.record_files import RecordReader, TextFields
 from llama_dyt.data.formats.sources import ReadOptions, Source, TextSource
 
 _PROBE_SECONDS = 10
@@ -106,7 +107,7 @@ def plan(name: str, task: str | None, files: Sequence[str], converted: Sequence[
 
 
 def _is_json_lines(name: str) -> bool:
-    return name.lower().endswith(jsonl.FORMAT.suffixes)
+    return name.lower().endswith((*jsonl.FORMAT.suffixes, *json_file.FORMAT.suffixes))
 
 
 def _has_script(name: str, files: Sequence[str]) -> bool:
@@ -125,17 +126,26 @@ class HubSource(TextSource):
         fields: the columns to yield; all must be strings.
         task: the dataset's configuration, if it has several.
         skip_bad_lines: count unusable records instead of raising.
+        reader: takes what is wanted of a record; None the texts of `fields`.
     """
 
     is_local = False
 
-    def __init__(self, name: str, fields: Sequence[str] = ("text",), task: str | None = None, skip_bad_lines=False):
+    def __init__(
+        self,
+        name: str,
+        fields: Sequence[str] = ("text",),
+        task: str | None = None,
+        skip_bad_lines: bool = False,
+        reader: RecordReader | None = None,
+    ):
         self.name = name
         self.fields = tuple(fields)
         self.task = task
         self.skip_bad_lines = skip_bad_lines
         self.bad_lines = 0
-        self.fingerprint = f"hub:{name}:{task or ''}:{','.join(self.fields)}"
+        self._reader = reader or TextFields(self.fields)
+        self.fingerprint = f"hub:{name}:{task or ''}:{','.join(self.fields)}{self._reader.mark}"
         self._plan: dict | None = None
 
     def _open(self):
@@ -176,15 +186,14 @@ class HubSource(TextSource):
         except Exception as error:
             raise self._cannot_be_streamed(error) from error
 
-    def _values(self, record: dict, raw: bool) -> tuple[str, ...] | str | None:
+    def _values(self, record: dict, raw: bool) -> tuple[Any, ...] | str | None:
         """The record's fields, the reason why they cannot be had, or None for a blank line."""
         if raw:
             line = record[_RAW_LINE]
-            return parse_json_line(line.encode(), self.fields) if line.strip() else None
-        values = tuple(record.get(field) for field in self.fields)
-        for value, field in zip(values, self.fields, strict=True):
-            if reason := check_text(value, field):
-                return f"{reason} (it has {', '.join(record)})" if field not in record else reason
+            return parse_json_line(line.encode(), self._reader) if line.strip() else None
+        values = self._reader.pick(record)
+        if isinstance(values, str) and values.startswith("has no field"):
+            return f"{values} (it has {', '.join(record)})"
         return values
 
     def _bad(self, reason: str) -> None:
@@ -221,7 +230,7 @@ class Hub(Format):
         return True
 
     def open(self, dataset: str, options: ReadOptions) -> Source:
-        return HubSource(dataset, options.fields, options.task, options.skip_bad_lines)
+        return HubSource(dataset, options.fields, options.task, options.skip_bad_lines, options.reader)
 
 
 FORMAT = Hub()

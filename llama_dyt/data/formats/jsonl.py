@@ -15,7 +15,7 @@ from llama_dyt.data.formats.lines import is_blank, parse_json_line
 from llama_dyt.data.formats.record_files import BadRecord, DataFile, Piece, Place, explain
 from llama_dyt.data.formats.sources import ReadOptions
 
-_PLAIN = (".jsonl", ".json", ".ndjson")
+_PLAIN = (".jsonl", ".ndjson")
 _BUFFER = 1 << 20
 _MOST_RECORDS = 200
 _MOST_BYTES = 1 << 22
@@ -25,7 +25,6 @@ class JsonLines(FileFormat):
     name = "jsonl"
     suffixes = tuple(suffix + packed for suffix in _PLAIN for packed in COMPRESSIONS)
     shown = tuple(f".jsonl{packed}" for packed in COMPRESSIONS)
-    only_where_named = (".json",)
     has_lines = True
 
     def read(
@@ -40,7 +39,7 @@ class JsonLines(FileFormat):
                     line_number += 1
                     if is_blank(line):
                         continue
-                    values = parse_json_line(line, options.fields)
+                    values = parse_json_line(line, options.reader)
                     if isinstance(values, str):
                         bad(file.path, f"line {line_number - 1}", values)
                         continue
@@ -74,7 +73,7 @@ class JsonLines(FileFormat):
                     begin, offset = offset, offset + len(line)
                     if is_blank(line):
                         continue
-                    values = parse_json_line(line, options.fields)
+                    values = parse_json_line(line, options.reader)
                     if isinstance(values, str):
                         bad.at(piece.path, begin, values)
                     else:
@@ -87,7 +86,7 @@ class JsonLines(FileFormat):
 
     def beginning(self, path: Path, options: ReadOptions) -> Beginning:
         lines = list(_first_lines(path))
-        usable = sum(not isinstance(parse_json_line(line, options.fields), str) for line in lines)
+        usable = sum(not isinstance(parse_json_line(line, options.reader), str) for line in lines)
         records = [record for line in lines if (record := _object(line))]
         array = bool(lines) and lines[0].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
         wrong_form = None

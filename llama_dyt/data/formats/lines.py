@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 from llama_dyt.data.formats.compressed import frame_at, open_at
-from llama_dyt.data.formats.record_files import DataFile, Place, check_text, explain
+from llama_dyt.data.formats.record_files import DataFile, Place, RecordReader, explain
 
 _BLOCK_BYTES = 1 << 18
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -17,8 +18,8 @@ def is_blank(line: bytes) -> bool:
     return line.isspace() or (line.startswith(_BYTE_ORDER_MARK) and not line[len(_BYTE_ORDER_MARK) :].strip())
 
 
-def parse_json_line(line: bytes, fields: Sequence[str]) -> tuple[str, ...] | str:
-    """The fields of one JSON line, or, as a plain str, the reason why they cannot be had.
+def parse_json_object(line: bytes) -> dict[str, Any] | str:
+    """The object of one JSON line, or, as a plain str, the reason why it cannot be had.
 
     A byte-order mark is no part of it; files that were put together have one at each of their beginnings.
     """
@@ -35,11 +36,13 @@ def parse_json_line(line: bytes, fields: Sequence[str]) -> tuple[str, ...] | str
         return f"is not usable JSON ({error})"
     if not isinstance(record, dict):
         return f"is a JSON {type(record).__name__}, not an object"
-    values = tuple(record.get(field) for field in fields)
-    for value, field in zip(values, fields, strict=True):
-        if reason := check_text(value, field):
-            return reason
-    return values
+    return record
+
+
+def parse_json_line(line: bytes, reader: RecordReader) -> tuple[Any, ...] | str:
+    """What a reader takes of one JSON line, or, as a plain str, the reason why it cannot be had."""
+    record = parse_json_object(line)
+    return record if isinstance(record, str) else reader.pick(record)
 
 
 def read_line_blocks(file: DataFile, place: Place) -> Iterator[tuple[bytes, int, tuple[int, int] | None]]:

@@ -14,7 +14,6 @@ from llama_dyt.data.formats.record_files import (
     DataFile,
     Piece,
     Place,
-    check_text,
     explain,
     name_the_field,
 )
@@ -37,12 +36,12 @@ class Parquet(FileFormat):
         row = place.offset
         try:
             with open(file.path, "rb") as opened, pyarrow.parquet.ParquetFile(opened) as parquet:
-                check_columns(file.path, parquet.schema_arrow, options.fields)
+                columns = check_columns(file.path, parquet.schema_arrow, options)
                 start = 0
                 for group in range(parquet.metadata.num_row_groups):
                     end = start + parquet.metadata.row_group(group).num_rows
                     if end > row:
-                        yield from _read_row_group(parquet, group, file.path, options.fields, start, row, bad)
+                        yield from _read_row_group(parquet, group, file.path, columns, start, row, options, bad)
                         row = end
                     start = end
         except Exception as error:
@@ -63,14 +62,14 @@ class Parquet(FileFormat):
         path = Path(piece.path)
         try:
             with open(path, "rb") as opened, pyarrow.parquet.ParquetFile(opened) as parquet:
-                check_columns(path, parquet.schema_arrow, options.fields)
+                columns = check_columns(path, parquet.schema_arrow, options)
                 for group in range(parquet.metadata.num_row_groups):
                     metadata = parquet.metadata.row_group(group)
                     begin, row = row, row + metadata.num_rows
                     offset = _first_byte(metadata)
                     ours = piece.start <= offset and (piece.stop is None or offset < piece.stop)
                     if ours and row > first:
-                        yield from _read_row_group(parquet, group, path, options.fields, begin, first, bad)
+                        yield from _read_row_group(parquet, group, path, columns, begin, first, options, bad)
         except (OSError, pyarrow.ArrowException) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(
@@ -86,22 +85,29 @@ class Parquet(FileFormat):
 
 
 def _read_row_group(
-    parquet, group: int, path: Path, fields: Sequence[str], start: int, first: int, bad: BadRecord
+    parquet,
+    group: int,
+    path: Path,
+    columns: Sequence[str],
+    start: int,
+    first: int,
+    options: ReadOptions,
+    bad: BadRecord,
 ) -> Iterator[tuple[tuple[str, ...], Place]]:
     """The rows from number `first` on of a group whose first is number `start`."""
     row = start
-    for batch in parquet.iter_batches(batch_size=_ROWS, row_groups=[group], columns=list(fields)):
+    for batch in parquet.iter_batches(batch_size=_ROWS, row_groups=[group], columns=list(columns)):
         if row + batch.num_rows <= first:
             row += batch.num_rows
             continue
-        columns = [batch.column(batch.schema.get_field_index(field)).to_pylist() for field in fields]
-        for values in zip(*columns, strict=True):
+        lists = [batch.column(batch.schema.get_field_index(column)).to_pylist() for column in columns]
+        for held in zip(*lists, strict=True):
             row += 1
             if row <= first:
                 continue
-            reasons = (check_text(value, field) for value, field in zip(values, fields, strict=True))
-            if reason := next(filter(None, reasons), None):
-                bad(path, f"row {row - 1}", reason)
+            values = options.reader.pick(dict(zip(columns, held, strict=True)))
+            if isinstance(values, str):
+                bad(path, f"row {row - 1}", values)
                 continue
             yield values, Place(row)
 
@@ -113,20 +119,29 @@ def _first_byte(row_group) -> int:
     return column.data_page_offset
 
 
-def check_columns(path: Path, schema, fields: Sequence[str]) -> None:
-    """Raises DataError unless every field of `fields` is a column of text in a parquet file's schema."""
+def check_columns(path: Path, schema, options: ReadOptions) -> list[str]:
+    """The columns to read of a parquet file with this schema.
+
+    Raises:
+        DataError: one that must be there is not, or holds no text.
+    """
     import pyarrow
 
     columns = {column.name: column.type for column in schema}
     texts = [name for name, kind in columns.items() if _holds_text(kind)]
-    for number, field in enumerate(fields):
+    wanted = options.reader.wanted(list(columns))
+    for number, field in enumerate(wanted):
         if field not in columns:
             what = f"has no column '{field}' (it has {', '.join(columns)})"
-        elif not _holds_text(columns[field]) and not pyarrow.types.is_null(columns[field]):
+        elif options.records is None and not _holds_text(columns[field]) and not pyarrow.types.is_null(columns[field]):
             what = f"its column '{field}' is {columns[field]}, not text"
         else:
             continue
-        raise DataError(f"{path}: {what}; {name_the_field(fields, number, texts)}", about=path)
+        raise DataError(f"{path}: {what}; {name_the_field(wanted, number, texts)}", about=path)
+    if not wanted:
+        kinds = {name: {str(kind)} for name, kind in columns.items()}
+        raise DataError(f"{path}: has no column to learn from; {options.reader.remedy(kinds, texts)}", about=path)
+    return wanted
 
 
 def _holds_text(kind) -> bool:

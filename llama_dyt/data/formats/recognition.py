@@ -58,7 +58,7 @@ def _of_file(path: Path) -> str | None:
     if begin.startswith(b"PAR1"):
         return "a parquet file by another name; give it the suffix .parquet"
     if path.suffix.lower() in (".yaml", ".yml"):
-        return "a mixture, which pretrain.py alone reads; name one of its sources"
+        return "a mixture, which pretrain.py and finetune.py alone read; name one of its sources"
     return None
 
 

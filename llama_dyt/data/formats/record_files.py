@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 from llama_dyt.core.errors import DataError
 
@@ -46,6 +48,8 @@ class Piece:
         return self.start == 0 and self.stop is None
 
 
+_MOST_FIELDS = 8
+
 BadRecord = Callable[[Path, str, str], None]
 """Called with (file, where in it, reason) for each record that cannot be used; raises, or counts and returns."""
 
@@ -62,6 +66,61 @@ def check_text(value: object, field: str) -> str | None:
         except UnicodeEncodeError:
             return f"field '{field}' holds half of a surrogate pair, which is not valid Unicode"
     return None
+
+
+class RecordReader(Protocol):
+    """What is taken of a record.
+
+    Attributes:
+        mark: stands in fingerprints; changes when what is taken does.
+    """
+
+    @property
+    def mark(self) -> str: ...
+
+    def pick(self, record: Mapping[str, Any]) -> tuple[Any, ...] | str:
+        """The values of a record, the first of them text, or the reason why they cannot be had."""
+
+    def wanted(self, available: Sequence[str]) -> list[str]:
+        """Of the columns that a file has, those to read; of others none is looked at."""
+
+    def with_columns(self, columns: Mapping[str, str]) -> RecordReader:
+        """The same where the data call some columns otherwise."""
+
+    def remedy(self, kinds: Mapping[str, set[str]], longest: Sequence[str]) -> str:
+        """What to do about a file most of whose records cannot be used.
+
+        Args:
+            kinds: column → names of the types of its values; empty where only columns are known, and they are right.
+            longest: the columns, those with most text first.
+        """
+
+
+@dataclass(frozen=True)
+class TextFields:
+    """Takes the texts of some fields, in their order; all must be there."""
+
+    fields: tuple[str, ...]
+    mark: str = ""
+
+    def pick(self, record: Mapping[str, Any]) -> tuple[str, ...] | str:
+        values = tuple(record.get(field) for field in self.fields)
+        for value, field in zip(values, self.fields, strict=True):
+            if reason := check_text(value, field):
+                return reason
+        return values
+
+    def wanted(self, available: Sequence[str]) -> list[str]:
+        return list(self.fields)
+
+    def remedy(self, kinds: Mapping[str, set[str]], longest: Sequence[str]) -> str:
+        wrong = next((number for number, name in enumerate(self.fields) if kinds.get(name) != {"str"}), 0)
+        texts = [name for name in longest if kinds[name] == {"str"}]
+        if not kinds:
+            return "most rows are so: " + name_the_field(self.fields, wrong, texts)
+        there = ", ".join(f"{name} ({'/'.join(sorted(kind))})" for name, kind in islice(kinds.items(), _MOST_FIELDS))
+        more = f" and {len(kinds) - _MOST_FIELDS} more" if len(kinds) > _MOST_FIELDS else ""
+        return f"its records have {there}{more}: {name_the_field(self.fields, wrong, texts)}"
 
 
 def name_the_field(fields: Sequence[str], number: int, texts: Sequence[str]) -> str:

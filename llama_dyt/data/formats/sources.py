@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_dyt.core.errors import DataError
-from llama_dyt.data.formats.record_files import DataFile, Place
+from llama_dyt.data.formats.record_files import DataFile, Place, RecordReader, TextFields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,7 @@ class ReadOptions:
         skip_bad_lines: count unusable records instead of raising.
         sample_folder: where `sample` is, or gets, built.
         settings: name of a format → its own settings; one that is absent has its defaults.
+        records: what is taken of a record; None: the texts of `fields`.
     """
 
     fields: tuple[str, ...] = ("text",)
@@ -41,6 +42,12 @@ class ReadOptions:
     skip_bad_lines: bool = False
     sample_folder: str = SAMPLE_FOLDER
     settings: Mapping[str, Any] = field(default_factory=dict)
+    records: RecordReader | None = None
+
+    @property
+    def reader(self) -> RecordReader:
+        """What takes values of a record."""
+        return self.records or TextFields(self.fields)
 
 
 class Source:

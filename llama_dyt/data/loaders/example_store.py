@@ -14,15 +14,20 @@ from llama_dyt.core.errors import DataError
 
 @dataclass(frozen=True)
 class Example:
-    """[BOS] + prompt + completion + [EOS], cut at max_length; the first `num_prompt` tokens carry no loss."""
+    """The tokens of one example, cut at max_length, and which of them are learned: bool, as long."""
 
     tokens: np.ndarray
-    num_prompt: int
+    learned: np.ndarray
+
+    @classmethod
+    def behind(cls, tokens: np.ndarray, num_prompt: int) -> Example:
+        """[BOS] + prompt + completion + [EOS], of which the first `num_prompt` tokens are not learned."""
+        return cls(tokens, np.arange(len(tokens)) >= num_prompt)
 
     @property
     def num_label_tokens(self) -> int:
-        """Targets: the completion's tokens, except one that nothing precedes."""
-        return len(self.tokens) - max(self.num_prompt, 1)
+        """Targets: what is learned, except a token that nothing precedes."""
+        return int(self.learned[1:].sum())
 
 
 class ExampleStore:
@@ -40,18 +45,20 @@ class ExampleStore:
         except OSError as error:
             raise _no_room(error) from error
         self._stops = array("q", [0])  # in tokens
-        self._num_prompt = array("i")
+        self._num_targets = array("i")
 
     def __len__(self) -> int:
-        return len(self._num_prompt)
+        return len(self._num_targets)
 
     def append(self, example: Example) -> None:
         try:
-            self._file.write(example.tokens.astype(np.int32).tobytes())
+            # An id that is not learned is kept as its complement, below 0: the mask takes no room.
+            tokens = example.tokens.astype(np.int32)
+            self._file.write(np.where(example.learned, tokens, ~tokens).tobytes())
         except OSError as error:
             raise _no_room(error) from error
         self._stops.append(self._stops[-1] + len(example.tokens))
-        self._num_prompt.append(example.num_prompt)
+        self._num_targets.append(example.num_label_tokens)
 
     def finish(self) -> None:
         """What was appended can be read from here on."""
@@ -63,13 +70,17 @@ class ExampleStore:
     def __getitem__(self, number: int) -> Example:
         start, stop = self._stops[number], self._stops[number + 1]
         data = os.pread(self._file.fileno(), 4 * (stop - start), 4 * start)
-        return Example(np.frombuffer(data, np.int32), self._num_prompt[number])
+        kept = np.frombuffer(data, np.int32)
+        return Example(np.where(kept < 0, ~kept, kept), kept >= 0)
 
     def sizes(self, numbers: np.ndarray) -> tuple[int, int]:
         """(tokens, targets) of some examples together; nothing is read for it."""
-        stops, prompts = np.frombuffer(self._stops, np.int64), np.frombuffer(self._num_prompt, np.int32)
-        tokens = int((stops[numbers + 1] - stops[numbers]).sum())
-        return tokens, tokens - int(np.maximum(prompts[numbers], 1).sum())
+        stops, targets = np.frombuffer(self._stops, np.int64), np.frombuffer(self._num_targets, np.int32)
+        return int((stops[numbers + 1] - stops[numbers]).sum()), int(targets[numbers].sum())
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64."""
+        return np.diff(np.frombuffer(self._stops, np.int64))
 
 
 def _no_room(error: OSError) -> DataError:

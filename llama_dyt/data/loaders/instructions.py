@@ -1,73 +1,33 @@
-"""Fine-tuning batches: prompt and completion pairs, loss on the completion and its EOS only, one example a sequence.
+"""Fine-tuning batches: loss on completions, or the assistant's turns, alone; one example a sequence, or several.
 
-Examples, unlike packed text, are read once, shuffled each epoch, and padded.
+Examples, unlike pretraining's text, are read once, shuffled each epoch, and padded. Of several in one sequence each
+sees itself alone and has the positions that it would have by itself, so they learn as they would one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
+import torch
 
 from llama_dyt.core.errors import DataError
 from llama_dyt.data.formats.sources import TextSource
-from llama_dyt.data.loaders.example_store import Example, ExampleStore
+from llama_dyt.data.loaders.example_store import Example
+from llama_dyt.data.loaders.examples import Examples, TooLong, read_examples
 from llama_dyt.data.loaders.packed import check_lengths
-from llama_dyt.data.loaders.step import IGNORE_INDEX, BatchShape, Prefetcher, Step, make_micro_batch
+from llama_dyt.data.loaders.packing import Packs
+from llama_dyt.data.loaders.step import IGNORE_INDEX, BatchShape, MicroBatch, Prefetcher, Step, make_micro_batch
 from llama_dyt.data.order.permutation import Permutation
-from llama_dyt.data.tokenizing.prompt_encoding import PromptEncoder, recognises_special_tokens
+from llama_dyt.data.tokenizing.prompt_encoding import recognises_special_tokens
 from llama_dyt.data.tokenizing.tokenizer import tokenizer_fingerprint
 
 _PAD_MULTIPLE = 8  # tensor cores like lengths that are multiples of 8
-_BATCH_EXAMPLES = 512
 _PERMUTATION, _NUMPY = "permutation", "numpy"
 """What orders an epoch, as a position names it; one without a name was made when numpy did."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """All examples that can be learned from, and how many were cut, dropped (no completion left) or unusable lines."""
-
-    examples: ExampleStore
-    num_truncated: int
-    num_dropped: int
-    num_bad_lines: int
-
-
-def read_examples(source: TextSource, tokenizer, max_length: int) -> Examples:
-    """Reads and tokenizes every example of a source.
-
-    One longer than max_length loses its end (then there is no EOS: the model shall not learn to stop there). If nothing
-    of its completion is left it is dropped.
-
-    Raises:
-        DataError: unusable records (see `sources`), or no example that can be learned from.
-    """
-    encoder = PromptEncoder(tokenizer)
-    kept = ExampleStore()
-    read = truncated = dropped = 0
-    pairs = (values for values, _ in source.iterate())
-    while batch := list(islice(pairs, _BATCH_EXAMPLES)):
-        read += len(batch)
-        prompts = encoder.prompts([prompt for prompt, _ in batch])
-        completions = encoder.completions([completion for _, completion in batch], prompts)
-        for prompt, completion in zip(prompts, completions, strict=True):
-            tokens = np.concatenate((prompt, completion))
-            example = Example(tokens[:max_length], len(prompt))
-            if len(completion) == 1 or example.num_label_tokens <= 0:  # EOS alone is nothing to learn
-                dropped += 1
-                continue
-            truncated += len(tokens) > max_length
-            kept.append(example)
-    if not kept:
-        raise DataError(
-            f"no example to learn from: of {read}, {dropped} have no completion within "
-            f"--max_length {max_length}; raise it, or check the dataset"
-        )
-    kept.finish()
-    return Examples(kept, truncated, dropped, source.bad_lines)
+_FORMER_MARKS = {"rule for special tokens": "text", "rule for too long examples": str(TooLong()), "packing": "none"}
+"""Of positions of before these could be chosen."""
 
 
 class InstructionBatches(Prefetcher):
@@ -78,11 +38,14 @@ class InstructionBatches(Prefetcher):
     numpy shuffled the epochs goes on in that order.
 
     Args:
-        source: records of two fields, the prompt and its completion.
+        source: records as `read_examples` takes them.
+        too_long: what becomes of examples longer than max_length; None cuts them at the right.
+        pack: put several examples into one sequence.
         pad_to_max_length: pad every row to max_length (pipelines want one shape), not to the micro batch's longest.
 
     Attributes:
         examples: what was read (`Examples`), for reporting what was cut and dropped.
+        num_sequences: of an epoch; as many as examples, fewer where they are packed.
         num_steps: optimizer steps of the whole run from its start.
     """
 
@@ -96,6 +59,8 @@ class InstructionBatches(Prefetcher):
         state: dict | None = None,
         *,
         seed: int = 42,
+        too_long: TooLong | None = None,
+        pack: bool = False,
         pad_to_max_length: bool = False,
         prefetch: int = 2,
     ):
@@ -106,6 +71,8 @@ class InstructionBatches(Prefetcher):
             "rule for special tokens": "recognised" if recognises_special_tokens(tokenizer) else "text",
             "seed": seed,
             "max_length": max_length,
+            "rule for too long examples": str(too_long or TooLong()),
+            "packing": "best fit" if pack else "none",
         }
         if state is not None and state["dataset"] == source.former_fingerprint:
             raise DataError(
@@ -113,11 +80,13 @@ class InstructionBatches(Prefetcher):
                 "all examples of a prompt are, which leaves others: start a new run with --model_path"
             )
         _check_marks(state, marks)
-        self.examples = read_examples(source, tokenizer, max_length)
-        self.num_steps = -(-len(self.examples.examples) * num_epochs // shape.global_rows)
+        self.examples = read_examples(source, tokenizer, max_length, too_long)
+        packs = Packs(self.examples.examples.lengths(), max_length) if pack else None
+        self.num_sequences = len(packs if packs is not None else self.examples.examples)
+        self.num_steps = -(-self.num_sequences * num_epochs // shape.global_rows)
         fixed_length = max_length if pad_to_max_length else None
         # Not the pad token: one that a config adds can lie behind the model's vocabulary. Nothing looks at padding.
-        maker = _Maker(self.examples, shape, max_length, fixed_length, tokenizer.eos_token_id, marks)
+        maker = _Maker(self.examples, shape, max_length, fixed_length, tokenizer.eos_token_id, marks, packs)
         start = {"order": _NUMPY, **state} if state else {"order": _PERMUTATION, "examples": 0, "tokens": 0}
         super().__init__(lambda: maker.steps(num_epochs, start), prefetch)
 
@@ -125,7 +94,7 @@ class InstructionBatches(Prefetcher):
 def _check_marks(state: dict | None, marks: dict) -> None:
     if state is None:
         return
-    state = {"rule for special tokens": "text"} | state  # positions of before it could be chosen say nothing of it
+    state = _FORMER_MARKS | state
     changed = [name for name, value in marks.items() if state[name] != value]
     if changed:
         raise DataError(
@@ -177,33 +146,52 @@ class _Maker:
     fixed_length: int | None
     pad: int
     marks: dict
+    packs: Packs | None = None
 
     def steps(self, num_epochs: int, start: dict) -> Iterator[Step]:
-        examples = self.examples.examples
-        count, order = len(examples), _ExampleOrder(start["order"], len(examples), self.marks["seed"])
+        count = len(self.examples.examples if self.packs is None else self.packs)
+        order = _ExampleOrder(start["order"], count, self.marks["seed"])
         tokens_seen = start["tokens"]
         first, end = start["examples"], count * num_epochs
         size, own = self.shape.batch_size, self.shape.own_rows
         while first < end:
             last = min(first + self.shape.global_rows, end)
             chosen = order.examples(first, last)
-            rows: list[Example | None] = [examples[number] for number in chosen[own].tolist()]
-            rows += [None] * (self.shape.rows - len(rows))
+            rows = [self._examples_of(number) for number in chosen[own].tolist()]
+            rows += [[]] * (self.shape.rows - len(rows))
             batches = [self._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
-            num_tokens, labelled = examples.sizes(chosen)
+            packed = chosen if self.packs is None else np.concatenate([self.packs[number] for number in chosen])
+            num_tokens, labelled = self.examples.examples.sizes(packed)
             tokens_seen += num_tokens
             first = last
             position = {"order": start["order"], "examples": first, "epoch": first // count, "tokens": tokens_seen}
             yield Step(batches, labelled, num_tokens, position | self.marks, self.examples.num_bad_lines)
 
-    def _collate(self, rows: list[Example | None]) -> dict:
-        longest = max((len(example.tokens) for example in rows if example), default=1)
+    def _examples_of(self, number: int) -> list[Example]:
+        """What is in a sequence."""
+        examples = self.examples.examples
+        return [examples[one] for one in ([number] if self.packs is None else self.packs[number].tolist())]
+
+    def _collate(self, rows: list[list[Example]]) -> MicroBatch:
+        longest = max(1, *(sum(len(example.tokens) for example in row) for row in rows))
         length = self.fixed_length or min(-(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE, self.max_length)
         input_ids = np.full((len(rows), length), self.pad, np.int64)
         labels = np.full((len(rows), length), IGNORE_INDEX, np.int64)
-        for row, example in enumerate(rows):
-            if example is not None:
-                size = len(example.tokens)
-                input_ids[row, :size] = example.tokens
-                labels[row, example.num_prompt : size] = example.tokens[example.num_prompt :]
-        return make_micro_batch(input_ids, labels)
+        documents = np.zeros((len(rows), length), np.int64)
+        positions = np.tile(np.arange(length), (len(rows), 1))
+        for row, examples in enumerate(rows):
+            start = 0
+            for number, example in enumerate(examples):
+                stop = start + len(example.tokens)
+                input_ids[row, start:stop] = example.tokens
+                labels[row, start:stop] = np.where(example.learned, example.tokens, IGNORE_INDEX)
+                if number:  # nothing of its own comes before its first token
+                    labels[row, start] = IGNORE_INDEX
+                # Padding behind the last counts as one more document.
+                documents[row, stop:] = number + 1
+                positions[row, stop:] = np.arange(length - stop)
+                start = stop
+        batch = make_micro_batch(input_ids, labels)
+        if self.packs is not None:
+            batch |= {"document_ids": torch.from_numpy(documents), "position_ids": torch.from_numpy(positions)}
+        return batch

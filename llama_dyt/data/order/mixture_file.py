@@ -16,10 +16,11 @@ from llama_dyt.config.yaml_file import load_mapping
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.core.suggest import unknown
 from llama_dyt.data.formats.format import reader_of
+from llama_dyt.data.records.reader import column_names
 
 SUFFIXES = (".yaml", ".yml")
 SHUFFLES = ("none", "documents", "sequences")
-_KEYS = ("path", "weight", "epochs", "shuffle", "validation", "field")
+_KEYS = ("path", "weight", "epochs", "shuffle", "validation", "field", "columns")
 _EXAMPLE = "sources: {wiki: {path: wiki/*.jsonl, weight: 2}}"
 
 
@@ -35,6 +36,7 @@ class MixtureSource:
         shuffle: one of SHUFFLES; None takes the run's.
         validation: a dataset to evaluate it on; None where there is none.
         field: of a record, that holds its text; None takes the run's.
+        columns: of a record's shape, in fine-tuning: (column, what the data call it) beside those of the run.
     """
 
     name: str
@@ -44,6 +46,7 @@ class MixtureSource:
     shuffle: str | None = None
     validation: str | None = None
     field: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ def _source(name: str, entry: Any, folder: Path, where: str) -> tuple[MixtureSou
         read("shuffle", _shuffle),
         read("validation", lambda value: _validation(value, folder)),
         read("field", _field),
+        read("columns", _columns, ()),
     )
     return source, problems
 
@@ -158,6 +162,13 @@ def _field(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is no name of a field")
     return value
+
+
+def _columns(value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
+        raise ValueError(f"{value!r} names no columns; give such as {{prompt: question}}")
+    column_names([f"{column}={name}" for column, name in value.items()])
+    return tuple(value.items())
 
 
 def _path(value: Any, folder: Path) -> str:

@@ -35,7 +35,7 @@ def bad_records(options: ReadOptions) -> BadRecords:
     """What becomes of records that cannot be used."""
 
     def remedy(path: Path) -> str:
-        return remedy_for(lambda: reader_of(path.name).beginning(path, options), options.fields)
+        return remedy_for(lambda: reader_of(path.name).beginning(path, options), options.reader)
 
     return BadRecords(options.skip_bad_lines, remedy)
 

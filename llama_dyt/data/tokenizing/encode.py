@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from llama_dyt.data.formats.lines import is_blank, parse_json_line
+from llama_dyt.data.formats.record_files import TextFields
 from llama_dyt.data.order.held_out import is_held_out
 from llama_dyt.data.tokenizing.long_text import encode_all
 from llama_dyt.data.tokenizing.word_encoder import make_word_encoder
@@ -154,12 +155,13 @@ def _encoder(kind: str, tokenizer: Any) -> Callable[[Sequence[str]], list]:
 def _parse(lines: Lines, bad: list[tuple[int, str]]) -> tuple[list[str], list[int], list[int], int]:
     """(texts, their line numbers from 0, the byte behind each, lines in all)."""
     texts, numbers, ends = [], [], []
+    reader = TextFields((lines.field,))
     end, number = 0, -1
     for number, line in enumerate(io.BytesIO(lines.data)):
         end += len(line)
         if is_blank(line):
             continue
-        values = parse_json_line(line, (lines.field,))
+        values = parse_json_line(line, reader)
         if isinstance(values, str):
             bad.append((number, values))
         else:

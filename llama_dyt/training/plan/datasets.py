@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core.problem import Problem
 from llama_dyt.data.formats.format import format_of, settings_in
 from llama_dyt.data.formats.sources import SAMPLE, ReadOptions
 from llama_dyt.data.opening import LoaderOptions, Order, check_data
+from llama_dyt.data.records.reader import ShapedRecords, column_names, column_problems
+from llama_dyt.data.tokenizing.chat_template import LazyTemplate
 from llama_dyt.training.plan.check import Checked
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -43,15 +46,28 @@ def datasets(run: RunConfig) -> dict[str, str]:
     return {flag: dataset for flag, dataset in named.items() if dataset is not None}
 
 
-def read_options(run: RunConfig) -> ReadOptions:
-    """How the run's datasets are read."""
+def read_options(run: RunConfig, tokenizer: Any = None) -> ReadOptions:
+    """How the run's datasets are read.
+
+    Args:
+        tokenizer: whose chat template makes tokens of conversations; None only looks at them.
+    """
     instructions, columns = run.kind == "finetune", run.columns
     return ReadOptions(
         fields=(columns.prompt_field, columns.completion_field) if instructions else (columns.text_field,),
         task=run.data.task_name if instructions else None,
         skip_bad_lines=run.data.skip_bad_lines,
         settings=settings_in(run.groups),
+        records=_shaped_records(run, tokenizer) if instructions else None,
     )
+
+
+def _shaped_records(run: RunConfig, tokenizer: Any) -> ShapedRecords:
+    columns = run.columns
+    named = {"prompt": columns.prompt_field, "completion": columns.completion_field}
+    given = [column for column in columns.columns if not column_problems([column])]  # they are told with the others
+    template = LazyTemplate(tokenizer) if tokenizer is not None else None
+    return ShapedRecords(columns.record_shape, named | column_names(given), template)
 
 
 def loader_options(run: RunConfig) -> LoaderOptions:

@@ -32,6 +32,7 @@ class Plan:
         weights_folder: HF folder the weights start from; None for fresh ones.
         adapter: what is trained in place of the weights; None: the weights.
         adapter_folder: in peft's format, that the adapter starts from; None for a new one.
+        grown_from: rows of the weights' vocabulary, where the run adds tokens for which it has none; None elsewhere.
         checkpoint: what the run resumes from; None for a start at step 0.
         claims: the folder that the run is to have for itself; None where it writes to none.
         dataset: the path or hub name to read (the built corpus's for `sample`); None for the benchmark, and in a dry
@@ -58,6 +59,7 @@ class Plan:
     files: list[str] = field(default_factory=list)
     recomputing: ChosenShare | None = None
     warnings: list[str] = field(default_factory=list)
+    grown_from: int | None = None
 
     @property
     def is_first_process(self) -> bool:
@@ -66,7 +68,7 @@ class Plan:
     @property
     def read_options(self) -> ReadOptions:
         """How this run's datasets are read."""
-        return read_options(self.run)
+        return read_options(self.run, self.tokenizer)
 
     @property
     def loader_options(self) -> LoaderOptions:

@@ -26,9 +26,8 @@ from llama_dyt.data.opening import files_in_words, is_countable, open_sources, t
 from llama_dyt.data.sample import SampleCorpus, build_sample_corpus
 from llama_dyt.data.sample_tokens import prepare_sample
 from llama_dyt.data.settings import DEFAULT_TOKENIZER
-from llama_dyt.data.tokenizing.prompt_encoding import recognises_special_tokens, set_special_tokens
 from llama_dyt.data.tokenizing.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
-from llama_dyt.data.validation_sets import ValidationSet, choose_sets
+from llama_dyt.data.validation_sets import ValidationSet, choose_sets, open_training
 from llama_dyt.models import (
     build_config,
     empty_model,
@@ -50,6 +49,7 @@ from llama_dyt.training.plan.adapters import holds_adapter, require_same_adapter
 from llama_dyt.training.plan.check import Checked, Found
 from llama_dyt.training.plan.datasets import datasets, loader_options, look_at_datasets, read_options
 from llama_dyt.training.plan.plan import Plan
+from llama_dyt.training.plan.tokenizer import fit_tokenizer
 from llama_dyt.training.trackers.jsonl import METRICS_FILE, read_metrics
 
 
@@ -76,11 +76,11 @@ def resolve(checked: Checked) -> Plan:
     data = _without_data(run, found, weights_folder) if missing else _resolve_data(run, found, weights_folder)
     found.raise_if_any()  # without a tokenizer the vocabulary, and so the model, is not known
     if run.kind == "finetune" and data.tokenizer is not None:
-        recognised = run.data.parse_special_tokens
-        set_special_tokens(
-            data.tokenizer, recognises_special_tokens(data.tokenizer) if recognised is None else recognised
-        )
-    model_config, notes = _resolve_model(run, checked.device, found, data.tokenizer, weights_folder, checkpoint)
+        added = found.attempt(lambda: fit_tokenizer(run, data.tokenizer))
+        if added is not None:
+            data.added = added
+            found.attempt(lambda: _look_at_records(run, data))
+    model_config, notes = _resolve_model(run, checked.device, found, data, weights_folder, checkpoint)
     found.raise_if_any()
     adapter, adapter_from = _resolve_adapter(run, model_config, found, checkpoint)
     found.raise_if_any()
@@ -99,6 +99,7 @@ def resolve(checked: Checked) -> Plan:
         sample=data.corpus,
         validation=data.validation,
         files=data.files,
+        grown_from=data.grown_from,
         warnings=[
             *dict.fromkeys(str(warning.message) for warning in caught),
             *data.notes,
@@ -116,6 +117,8 @@ class _Data:
 
     Attributes:
         notes: what the run should be told.
+        added: tokens that the tokenizer did not have.
+        grown_from: as of `Plan`.
     """
 
     dataset: str | None = None
@@ -124,6 +127,8 @@ class _Data:
     validation: list[ValidationSet] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    grown_from: int | None = None
 
 
 def _without_data(run: RunConfig, found: Found, weights_folder: Path | None) -> _Data:
@@ -165,16 +170,18 @@ def _resolve_model(
     run: RunConfig,
     device: str,
     found: Found,
-    tokenizer: PreTrainedTokenizerBase | None,
+    data: _Data,
     weights_folder: Path | None,
     checkpoint: Checkpoint | None,
 ) -> tuple[PretrainedConfig | None, list[str]]:
     """(the model's config, what the run should be told); None where something is wrong with it."""
+    tokenizer = data.tokenizer
     config, notes = found.attempt(lambda: _model_config(run, device, tokenizer, weights_folder)), []
     if config is not None:
         notes = found.attempt(lambda: _fit_positions(run, config, checkpoint)) or []
+        notes += _grow_vocabulary(config, data) if data.added and weights_folder is not None else []
     if config is not None and tokenizer is not None:
-        found.attempt(lambda: _check_vocabulary(run, tokenizer, config, weights_folder))
+        found.attempt(lambda: _check_vocabulary(run, data, config, weights_folder))
     if tokenizer is not None:
         for problem in _problems_of_ends(run, tokenizer):
             found.add(problem)
@@ -213,6 +220,24 @@ def _resolve_adapter(
 
     found.attempt(compare)
     return adapter, folder
+
+
+def _grow_vocabulary(config: PretrainedConfig, data: _Data) -> list[str]:
+    """Have a row for every token of a tokenizer that got new ones; the run is told."""
+    needed, there = vocabulary_size(data.tokenizer), config.vocab_size
+    if needed <= there:
+        return []
+    data.grown_from, config.vocab_size = there, needed
+    return [f"the vocabulary grows from {there} to {needed} for the tokens that are added"]
+
+
+def _look_at_records(run: RunConfig, data: _Data) -> None:
+    """Have the first record tokenized, so that a chat template that does not work is told before anything starts."""
+    if data.dataset is None:
+        return
+    source = open_training(data.dataset, run.validation.validation_fraction, read_options(run, data.tokenizer))
+    if source.is_local:
+        next(source.iterate(), None)
 
 
 def _problems_of_ends(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]:
@@ -340,13 +365,14 @@ def _fit_positions(run: RunConfig, model_config: Any, checkpoint: Checkpoint | N
     ]
 
 
-def _check_vocabulary(run: RunConfig, tokenizer: Any, model_config: Any, weights_folder: Path | None) -> None:
+def _check_vocabulary(run: RunConfig, data: _Data, model_config: Any, weights_folder: Path | None) -> None:
     """The tokenizer's ids must be the model's: one that fits in the embedding can still be another model's."""
+    tokenizer = data.tokenizer
     check_vocabulary(tokenizer, model_config.vocab_size)
     if weights_folder is None or run.data.tokenizer is None or not (weights_folder / "tokenizer_config.json").exists():
         return
     own = load_tokenizer(weights_folder)
-    if len(own) != len(tokenizer):
+    if len(own) != len(tokenizer) - len(data.added):
         reason = (
             f"has {len(tokenizer)} pieces, the one that {weights_folder} was trained with {len(own)}: leave "
             "--tokenizer out to take that"

@@ -15,7 +15,8 @@ from loading import PAIR, instruction_batches, open_text
 from llama_dyt.core.errors import DataError
 from llama_dyt.data.formats.sources import TextSource
 from llama_dyt.data.loaders.example_store import Example, ExampleStore
-from llama_dyt.data.loaders.instructions import Examples, _Maker
+from llama_dyt.data.loaders.examples import Examples
+from llama_dyt.data.loaders.instructions import _Maker
 from llama_dyt.data.loaders.step import BatchShape
 from llama_dyt.data.opening import open_data
 from llama_dyt.data.tokenizing.encode import encode_batch
@@ -185,7 +186,7 @@ class Million:
     def __init__(self):
         self.kept = ExampleStore()
         for number in range(64):
-            self.kept.append(Example(np.full(10, number), 3))
+            self.kept.append(Example.behind(np.full(10, number), 3))
         self.kept.finish()
 
     def __len__(self):
@@ -213,7 +214,7 @@ def test_examples_do_not_stay_in_memory_and_leave_no_file_behind(tmp_path, monke
     tracemalloc.start()
     store = ExampleStore()
     for number in range(2000):
-        store.append(Example(np.full(1000, number, np.int32), 3))
+        store.append(Example.behind(np.full(1000, number, np.int32), 3))
     store.finish()
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()

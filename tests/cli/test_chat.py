@@ -1,0 +1,127 @@
+"""Fine-tuning on conversations: a template and tokens that the tokenizer lacked, mixtures, packing, resuming."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
+from tests.cli.conftest import VOCAB_SIZE, Run, as_flags, write_lines
+from tests.cli.entries import Command
+from tests.cli.test_resume import assert_same_checkpoint
+
+NUM_STEPS = 6
+TOKENS = ["<|im_start|>", "<|im_end|>"]
+
+
+def talk(number: int) -> list[dict]:
+    return [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": f"thing {number}"},
+        {"role": "assistant", "content": "red" if number % 2 else "green"},
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two sources of two shapes, of which one has names of its own, and their mixture."""
+    folder = tmp_path_factory.mktemp("chat")
+    (folder / "talks.json").write_text(json.dumps([{"messages": talk(number)} for number in range(40)]))
+    rows = [{"ask": f"say {number}", "reply": str(number)} for number in range(8)]
+    write_lines(folder / "pairs.jsonl", rows)
+    columns = "{prompt: ask, completion: reply}"
+    lines = [
+        "sources:",
+        "  talks: {path: talks.json}",
+        f"  pairs: {{path: pairs.jsonl, epochs: 2, columns: {columns}}}",
+    ]
+    (folder / "mixture.yaml").write_text("\n".join(lines))
+    return folder
+
+
+def chat_flags(pretrained, data, **changes):
+    flags = {
+        "model_path": pretrained.save_dir,
+        "dataset": data / "mixture.yaml",
+        "chat_template": "chatml",
+        "plugin": "zero2",
+        "mixed_precision": "fp32",
+        "max_length": 128,
+        "batch_size": 2,
+        "lr": "1e-2",
+        "max_steps": NUM_STEPS,
+        "save_interval": NUM_STEPS // 2,
+        "save_dir": "run",
+    }
+    return [*as_flags({**flags, **changes}), "--pack"]
+
+
+@pytest.fixture(scope="module")
+def tuned(pretrained, data, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("tuned")
+    flags = chat_flags(pretrained, data)
+    return Run(folder / "run", flags, Command("finetune", flags, folder).run())
+
+
+def test_a_mixture_of_shapes_is_packed_and_learned(tuned):
+    assert tuned.outcome.status == 0, tuned.outcome.stderr
+    told = f"the vocabulary grows from {VOCAB_SIZE} to {VOCAB_SIZE + 2}"
+    assert told in tuned.outcome.stderr
+    assert "56 examples (0 cut at --max_length 128" in tuned.outcome.stderr
+    assert "packed into" in tuned.outcome.stderr
+    losses = [json.loads(line)["loss"] for line in (tuned.save_dir / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+
+def test_what_is_saved_has_template_tokens_and_rows_that_agree(tuned, pretrained):
+    folder = tuned.step(NUM_STEPS) / "model"
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.convert_tokens_to_ids(TOKENS) == [VOCAB_SIZE, VOCAB_SIZE + 1]
+    assert "<|im_start|>" in tokenizer.chat_template
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer) == model.get_input_embeddings().weight.shape[0]
+    text = tokenizer.apply_chat_template(talk(0), tokenize=False)
+    assert text.endswith("<|im_start|>assistant\ngreen<|im_end|>\n")
+
+
+def test_new_rows_begin_as_the_mean_of_the_old(pretrained, data, tmp_path):
+    flags = chat_flags(pretrained, data, max_steps=1, lr="1e-12", weight_decay=0)
+    run = Run(tmp_path / "run", flags, Command("finetune", flags, tmp_path).run())
+    assert run.outcome.status == 0, run.outcome.stderr
+    before = AutoModelForCausalLM.from_pretrained(sorted(pretrained.save_dir.glob("step_*"))[-1] / "model")
+    after = AutoModelForCausalLM.from_pretrained(run.step(1) / "model")
+    for part in ("get_input_embeddings", "get_output_embeddings"):
+        old, new = getattr(before, part)().weight, getattr(after, part)().weight
+        torch.testing.assert_close(new[:VOCAB_SIZE], old, atol=1e-6, rtol=0)
+        torch.testing.assert_close(new[VOCAB_SIZE:], old.mean(0).expand(2, -1), atol=1e-6, rtol=0)
+
+
+def test_a_resumed_run_is_the_same_to_the_last_bit(tuned, tmp_path):
+    shutil.copytree(tuned.save_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / tuned.step(NUM_STEPS).name)
+    outcome = Command("finetune", [*tuned.flags, "--load", "auto"], tmp_path).run()
+    assert outcome.status == 0, outcome.stderr
+    assert_same_checkpoint(tuned.step(NUM_STEPS), tmp_path / "run" / tuned.step(NUM_STEPS).name)
+
+
+WRONG = {
+    "no template": ({"chat_template": None}, r"has no chat template, .*give one with --chat_template FILE"),
+    "a template that is none": ({"chat_template": "chatlm"}, r"--chat_template chatlm: cannot be read .*\(chatml\)"),
+    "an unknown column": ({"columns": "promt=ask"}, r"--columns promt=ask: unknown column 'promt'"),
+    "an unknown shape": ({"record_shape": "alpca"}, r"unknown record.shape 'alpca': did you mean 'alpaca'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "told"), WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_error_before_anything_is_written(pretrained, data, tmp_path, changes, told):
+    flags = {"dataset": data / "talks.json", **changes}
+    outcome = Command("finetune", [f for f in chat_flags(pretrained, data, **flags) if f != "--pack"], tmp_path).run()
+    assert outcome.status == 2
+    assert len(outcome.errors) == 1, outcome.stderr
+    assert re.search(told, outcome.errors[0]), outcome.errors
+    assert list(tmp_path.iterdir()) == []
