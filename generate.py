@@ -1,6 +1,7 @@
 """Generates text from a trained model: a --save_dir (its newest complete checkpoint), a step folder, or an HF folder.
 
 python generate.py --model_path checkpoint --prompt "Once upon a time" --max_new_tokens 64
+python generate.py --model_path runs/chat --chat
 """
 
 from __future__ import annotations
@@ -11,52 +12,90 @@ if __name__ == "__main__":  # before what takes seconds to import
     end_with_launcher()
 
 import argparse
-import math
+import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llama_dyt.core import extensions
-from llama_dyt.core.errors import CheckpointError, ConfigurationError, DataError, LlamaDytError
+from llama_dyt.core.errors import ConfigurationError, DataError, LlamaDytError
 from llama_dyt.core.problem import Problem
-from llama_dyt.core.store import at, store_of
+from llama_dyt.training.checkpoint.trained_model import load_trained, model_folder
+from llama_dyt.training.generation.prompts import STDIN, Asked, read_prompts
+from llama_dyt.training.generation.sampling import Sampling
 
-_LEAST_TEMPERATURE = 0.001
-"""Logits are divided by it in fp32, and must stay finite."""
+if TYPE_CHECKING:
+    from llama_dyt.training.generation.generator import Generator
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="generate.py", description="Generate text from a trained model.", allow_abbrev=False
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model_path",
         metavar="PATH|HUB_NAME",
         help="A --save_dir (its newest complete checkpoint is taken), a step_… folder, an HF folder, or a hub name.",
     )
-    parser.add_argument(
+    add(
         "--adapter",
         metavar="PATH",
         help="An adapter of that model, which is merged into it: a folder in peft's format, or what --save_dir of an "
         "adapter's run holds. Without --model_path the base that it names is taken.",
     )
-    parser.add_argument(
+    add(
         "--prompt",
         action="append",
         default=[],
-        help="Text to go on from; may be given several times. Without one the model starts from an empty document.",
+        help="Text to go on from; may be given several times; - reads one from standard input. Without one the model "
+        "starts from an empty document.",
     )
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="Longest continuation, in tokens. Default: 64.")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token. Default: 0.8.")
-    parser.add_argument("--top_k", type=int, default=50, help="Draw from so many likeliest tokens. Default: 50.")
-    parser.add_argument(
+    add(
+        "--prompt_file",
+        metavar="FILE|-",
+        help="Prompts, one a line, or .jsonl with `prompt` or `messages`; - reads lines from standard input.",
+    )
+    add("--max_new_tokens", type=int, default=64, help="Longest continuation, in tokens. Default: 64.")
+    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token. Default: 0.8.")
+    add("--top_k", type=int, default=50, help="Draw from so many likeliest tokens. Default: 50.")
+    add(
+        "--top_p",
+        type=float,
+        default=1.0,
+        help="Draw from the likeliest tokens that together have this probability. Default: 1.",
+    )
+    add("--repetition_penalty", type=float, default=1.0, help="Above 1, what was there before is less likely.")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="Text before which a continuation ends; may be given several times.",
+    )
+    add("--num_samples", type=int, default=1, help="Continuations of each prompt. Default: 1.")
+    add("--batch_size", type=int, default=1, help="Prompts that are continued at once. Default: 1.")
+    add(
+        "--chat",
+        action="store_true",
+        help="Take prompts for what a user says, by the chat template of the model's tokenizer. Without a prompt: a "
+        "conversation, a line a turn.",
+    )
+    add("--system", metavar="TEXT", help="With --chat: the system's message, which comes first.")
+    add(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="Show text as it grows. Default: on a terminal.",
+    )
+    add("--json", action="store_true", help="Print an object a line: prompt, continuation, and what the file had.")
+    add(
         "--parse_special_tokens",
         action=argparse.BooleanOptionalAction,
         help="Take special tokens written in the prompt, such as <|im_start|>, for these tokens, not for text. "
         "Default: as in the model's fine-tuning, else text.",
     )
-    parser.add_argument("--seed", type=int, default=42, help="Seed of the draws. Default: 42.")
-    parser.add_argument(
+    add("--seed", type=int, default=42, help="Seed of the draws. Default: 42.")
+    add(
         "--import",
         dest="imports",
         action="append",
@@ -65,139 +104,123 @@ def build_parser() -> argparse.ArgumentParser:
         help="A module of your own that the model needs, such as one with its norm or family, by its dotted name; may "
         "be given several times.",
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="Default: cuda where there is a GPU.")
+    add("--device", choices=("cuda", "cpu"), help="Default: cuda where there is a GPU.")
     return parser
+
+
+def sampling_of(arguments: argparse.Namespace) -> Sampling:
+    return Sampling(
+        arguments.max_new_tokens,
+        arguments.temperature,
+        arguments.top_k,
+        arguments.top_p,
+        arguments.repetition_penalty,
+        tuple(arguments.stop),
+    )
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Imports the user's modules; raises ConfigurationError naming every value that cannot be used."""
-    problems: list[str] = list(extensions.load(arguments.imports))
+    _raise_if_any(_problems(arguments))
+
+
+def _problems(arguments: argparse.Namespace) -> list[str]:
+    problems: list[str] = [*extensions.load(arguments.imports), *sampling_of(arguments).problems()]
     if arguments.model_path is None and arguments.adapter is None:
         problems.append(Problem("model_path", None, "is needed, or --adapter, which names its base", clause=True))
-    if arguments.max_new_tokens < 1:
-        problems.append(Problem("max_new_tokens", arguments.max_new_tokens, "give 1 or more"))
-    if arguments.temperature != 0 and not _LEAST_TEMPERATURE <= arguments.temperature < math.inf:
-        reason = f"give 0 (the likeliest token) or a number of {_LEAST_TEMPERATURE} or more"
-        problems.append(Problem("temperature", str(arguments.temperature), reason))
-    if arguments.top_k < 1:
-        problems.append(Problem("top_k", arguments.top_k, "give 1 or more"))
+    for flag in ("num_samples", "batch_size"):
+        if (value := getattr(arguments, flag)) < 1:
+            problems.append(Problem(flag, value, "give 1 or more"))
     if not -(2**63) <= arguments.seed < 2**64:
         problems.append(Problem("seed", arguments.seed, "give a number of at most 64 bits"))
+    if arguments.system is not None and not arguments.chat:
+        problems.append(Problem("system", arguments.system, "is for conversations", "add --chat, or leave it out"))
+    if arguments.stream and arguments.batch_size > 1:
+        problems.append(Problem("stream", True, "shows one text as it grows", "leave --batch_size out"))
+    if [*arguments.prompt, arguments.prompt_file].count(STDIN) > 1:
+        problems.append(Problem("prompt", STDIN, "standard input can be read once", "give - once"))
+    return problems
+
+
+def _raise_if_any(problems: list[str]) -> None:
     if problems:
         raise ConfigurationError(problems)
 
 
-def model_folder(path: str) -> str:
-    """The HF folder that `path` means, or `path` itself where it is no folder here and so may be a hub name.
-
-    Raises:
-        CheckpointError: it is a folder, or looks like one, and holds no model or complete checkpoint.
-    """
-    folder = at(path, "model_path").expanduser()
-    if (folder / "config.json").is_file():
-        return str(store_of(folder).local(folder))
-    if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        from llama_dyt.training.checkpoint.reader import find_checkpoint
-        from llama_dyt.training.plan.adapters import holds_adapter
-
-        found = folder if holds_adapter(folder) else find_checkpoint(str(folder), folder, flag="--model_path")
-        if holds_adapter(found):
-            raise CheckpointError(f"--model_path {path}: {found} holds an adapter alone; give it as --adapter")
-        return str(store_of(found).local(found, "model/") / "model")
-    return path
-
-
-def load(path: str, device: str, adapter: str | None = None):
-    """(model in evaluation mode on `device`, tokenizer) of an HF folder or hub name.
-
-    Args:
-        adapter: folder of an adapter to merge into it, None for none.
-
-    Raises:
-        CheckpointError: transformers cannot load the model; its reason is given.
-        DataError, ConfigurationError: there is no usable tokenizer, or a module of the user's is needed.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
-    from llama_dyt.models import FAMILIES, missing_imports
-    from llama_dyt.models.auto_classes import register_auto_classes
-
-    if missing := missing_imports(Path(path)):
-        raise ConfigurationError(missing)
-    for family in FAMILIES:
-        register_auto_classes(family)
+def read_asked(arguments: argparse.Namespace) -> tuple[list[Asked], list[str]]:
+    """(all prompts of flags and file, what is wrong with the file)."""
+    asked = [Asked(sys.stdin.read() if prompt == STDIN else prompt) for prompt in arguments.prompt]
+    if arguments.prompt_file is None:
+        return asked, []
     try:
-        tokenizer = load_tokenizer(path, flag="--model_path")
+        asked += read_prompts(arguments.prompt_file)
     except DataError as error:
-        raise DataError(f"--model_path {path}: {error}") from error
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"--model_path {path}: no model could be loaded: {reason}") from error
-    if adapter is not None:
-        from llama_dyt.models.adapters import merge_into
-
-        merge_into(model.float(), Path(adapter))
-    return model.to(device).eval(), tokenizer
+        return asked, [Problem("prompt_file", arguments.prompt_file, str(error), text=f"--prompt_file {error}")]
+    without = next((one for one in asked if one.messages), None) if not arguments.chat else None
+    if without is not None:
+        return asked, [Problem("prompt_file", arguments.prompt_file, "holds conversations", "add --chat")]
+    return asked, []
 
 
-def room(prompt_tokens: int, positions: int, arguments: argparse.Namespace) -> int:
-    """How many of --max_new_tokens the model has positions for behind a prompt; says so where they are fewer.
+def answer_all(generator: Generator, asked: list[Asked], arguments: argparse.Namespace) -> None:
+    """Print the continuation of every prompt; of a chat the answer alone."""
+    asked = [one for one in asked for _ in range(arguments.num_samples)]
+    if arguments.chat:
+        prompts = generator.chats([one.as_chat(arguments.system) for one in asked])
+    else:
+        prompts = generator.texts([one.text for one in asked])
+    stream = arguments.stream if arguments.stream is not None else sys.stdout.isatty()
+    stream = stream and not arguments.json and arguments.batch_size == 1
+    sampling = sampling_of(arguments)
+    if stream:
+        for number, (one, prompt) in enumerate(zip(asked, prompts, strict=True)):
+            _write(("---\n" if number else "") + ("" if arguments.chat else one.text))
+            list(generator.continuations([prompt], sampling, show=_write))
+            _write("\n")
+        return
+    found = generator.continuations(prompts, sampling, batch_size=arguments.batch_size)
+    for number, (one, text) in enumerate(zip(asked, found, strict=True)):
+        if arguments.json:
+            print(json.dumps({**one.record, "prompt": one.text, "continuation": text}, ensure_ascii=False))
+            continue
+        if number:
+            print("---")
+        print(text if arguments.chat else one.text + text)
 
-    Raises:
-        ConfigurationError: not a single one.
-    """
-    left = positions - prompt_tokens
-    if left < 1:
-        raise ConfigurationError(
-            f"--prompt has {prompt_tokens} tokens with BOS, and the model has {positions} positions for prompt and "
-            "continuation together: give a shorter one"
-        )
-    if left < arguments.max_new_tokens:
-        print(
-            f"note: the model's {positions} positions leave room for {left} of --max_new_tokens "
-            f"{arguments.max_new_tokens} behind a prompt of {prompt_tokens} tokens",
-            file=sys.stderr,
-        )
-    return min(left, arguments.max_new_tokens)
+
+def converse(generator: Generator, arguments: argparse.Namespace) -> None:
+    """A conversation, a line of standard input a turn, until it ends; an empty line begins another."""
+    start = [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
+    messages: list[dict[str, Any]] = list(start)
+    generator.chats([[*start, {"role": "user", "content": "?"}]])  # a template that does not work is told before
+    stream = arguments.stream if arguments.stream is not None else sys.stdout.isatty()
+    sampling = sampling_of(arguments)
+    while True:
+        if sys.stdin.isatty():
+            _write("> ")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if not line.strip():
+            messages = list(start)
+            continue
+        messages.append({"role": "user", "content": line.rstrip("\r\n")})
+        (prompt,) = generator.chats([messages])
+        (text,) = generator.continuations([prompt], sampling, show=_write if stream else None)
+        _write("\n" if stream else f"{text}\n")
+        messages.append({"role": "assistant", "content": text})
 
 
-def continue_prompts(model, tokenizer, prompts: list[str], arguments: argparse.Namespace) -> Iterator[str]:
-    """The model's continuation of each prompt, up to the end of the document or --max_new_tokens."""
-    import torch
-    from transformers import GenerationConfig
-
-    from llama_dyt.data.tokenizing.prompt_encoding import PromptEncoder
-
-    encoder = PromptEncoder(tokenizer)
-    encoded = encoder.prompts(prompts)
-    if not all(map(len, encoded)):
-        raise ConfigurationError("this model's tokenizer has no BOS token to start from: give a --prompt")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    limits = [room(len(ids), positions, arguments) if positions else arguments.max_new_tokens for ids in encoded]
-    sampling = {"do_sample": True, "temperature": arguments.temperature, "top_k": arguments.top_k}
-    # The flags alone decide: what a folder's generation_config.json says would fill whatever is not said here.
-    model.generation_config = GenerationConfig()
-    for ids, limit in zip(encoded, limits, strict=True):
-        input_ids = torch.from_numpy(ids).long()[None].to(model.device)
-        settings = GenerationConfig(
-            max_new_tokens=limit,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
-            **(sampling if arguments.temperature > 0 else {"do_sample": False}),
-        )
-        output = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=settings)
-        yield encoder.decode(ids.tolist(), output[0, len(ids) :].tolist())
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = build_parser().parse_args(argv)
-    check(arguments)
+    problems = _problems(arguments)
+    asked, wrong = read_asked(arguments)
+    _raise_if_any([*problems, *wrong])
     adapter = None
     if arguments.adapter is not None:
         from llama_dyt.models.adapters.peft_files import base_of
@@ -212,17 +235,20 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch
 
+    from llama_dyt.training.generation.generator import Generator
+
     torch.manual_seed(arguments.seed)
-    model, tokenizer = load(folder, arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"), adapter)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_trained(folder, device, adapter=adapter)
     if arguments.parse_special_tokens is not None:
         from llama_dyt.data.tokenizing.prompt_encoding import set_special_tokens
 
         set_special_tokens(tokenizer, arguments.parse_special_tokens)
-    prompts = arguments.prompt or [""]
-    for number, continuation in enumerate(continue_prompts(model, tokenizer, prompts, arguments)):
-        if number:
-            print("---")
-        print(prompts[number] + continuation)
+    generator = Generator(model, tokenizer, note=lambda line: print(f"note: {line}", file=sys.stderr))
+    if arguments.chat and not asked:
+        converse(generator, arguments)
+    else:
+        answer_all(generator, asked or [Asked("")], arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import generate
 from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
 from tests.cli.conftest import VOCAB_SIZE, Run, as_flags, write_lines
 from tests.cli.entries import Command
@@ -125,3 +127,30 @@ def test_wrong_input_is_one_error_before_anything_is_written(pretrained, data, t
     assert len(outcome.errors) == 1, outcome.stderr
     assert re.search(told, outcome.errors[0]), outcome.errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_is_talked_to_by_its_template(tuned, capsys, monkeypatch):
+    """A conversation is one turn a line; each turn is asked with all that was said before, in the template's words."""
+    flags = ["--model_path", str(tuned.save_dir), "--chat", "--system", "be brief", "--temperature", "0"]
+    flags += ["--max_new_tokens", "8"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("thing 1\nthing 2\n\nthing 1\n"))
+    generate.main(flags)
+    first, second, again = capsys.readouterr().out.splitlines()
+    assert again == first and "<|im_end|>" not in first + second
+    folder = tuned.step(NUM_STEPS) / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(folder)
+    said = [*talk(1)[:2], {"role": "assistant", "content": first}, {"role": "user", "content": "thing 2"}]
+    ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    made = model.generate(**ids, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=end)
+    theirs = tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert theirs == second
+
+
+def test_conversations_of_a_file_are_answered(tuned, data, tmp_path, capsys):
+    write_lines(tmp_path / "talks.jsonl", [{"messages": talk(number)} for number in range(3)])
+    flags = ["--model_path", str(tuned.save_dir), "--chat", "--prompt_file", str(tmp_path / "talks.jsonl"), "--json"]
+    generate.main([*flags, "--temperature", "0", "--max_new_tokens", "4", "--batch_size", "3"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == ["thing 0", "thing 1", "thing 2"]
+    assert all("continuation" in line and line["messages"] for line in lines)
