@@ -29,7 +29,7 @@ SCRIPTS = [
     *sorted(REPOSITORY.glob("scripts/**/*.sh")),
     *sorted(REPOSITORY.glob("scripts/**/*.sbatch")),
 ]
-ENTRY = re.compile(r"(?:^|/)(pretrain|finetune|benchmark|generate|prepare_data|convert)\.py$")
+ENTRY = re.compile(r"(?:^|/)(pretrain|finetune|benchmark|generate|eval_model|prepare_data|convert)\.py$")
 END_OF_COMMAND = {"|", "||", "&&", ";", "&", ">", ">>", "2>", "2>&1", "<"}
 
 
@@ -113,6 +113,10 @@ def test_every_documented_command_line_is_accepted(entry, arguments):
         generate.check(generate.build_parser().parse_args(arguments))
     elif entry == "convert":
         assert read_conversion(arguments)[1] == [] or arguments == ["--help"]
+    elif entry == "eval_model":
+        import eval_model
+
+        eval_model.check(eval_model.build_parser().parse_args(arguments))
     elif entry == "prepare_data":
         if arguments != ["--help"]:
             assert read_preparation(arguments)[1] == []

@@ -79,4 +79,9 @@ def model_bits_per_byte(mean_loss: float, held_out: TextCounts) -> float:
     The loss is charged for every token of the text and each document's EOS, also for the few that open a sequence and
     are never predicted.
     """
-    return mean_loss / math.log(2) * held_out.num_tokens / held_out.num_bytes
+    return bits_per_byte(mean_loss, held_out.num_tokens, held_out.num_bytes)
+
+
+def bits_per_byte(mean_loss: float, num_tokens: int, num_bytes: int) -> float:
+    """Bits per byte of a text whose tokens have a mean loss, nats; comparable between tokenizers, unlike perplexity."""
+    return mean_loss / math.log(2) * num_tokens / num_bytes

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from transformers import AutoModelForCausalLM
 
 from llama_dyt.data.formats.sources import TextSource
-from llama_dyt.data.loaders.step import IGNORE_INDEX
 from llama_dyt.data.opening import open_data
 from llama_dyt.data.tokenizing.encode import encode_batch, frame_document
 from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
@@ -24,6 +22,7 @@ from llama_dyt.training.evaluation.baselines import (
     model_bits_per_byte,
     unigram_bits_per_byte,
 )
+from llama_dyt.training.evaluation.windows import cut, loss_on
 
 HELD_OUT_BYTES = 200_000
 UNIGRAM_DOCUMENTS = 1_000
@@ -82,7 +81,7 @@ def score_held_out(model_folder: Path, train: str, held_out: str, max_length: in
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     documents = [frame_document(ids, bos, eos) for ids in encode_batch(tokenizer, text.texts)]
     stream = np.concatenate(documents).astype(np.int64)
-    loss = mean_token_loss(model, stream, max_length, unscored=bos)
+    loss = loss_on(model, list(cut(stream, max_length)), unscored=bos).mean
     counts = count_text(text, tokenizer)
     frequencies = count_text(_Documents(open_data(train), max_documents=UNIGRAM_DOCUMENTS), tokenizer)
     return HeldOutScore(
@@ -92,25 +91,3 @@ def score_held_out(model_folder: Path, train: str, held_out: str, max_length: in
         gzip=gzip_bits_per_byte(text.texts),
         num_bytes=counts.num_bytes,
     )
-
-
-@torch.no_grad()
-def mean_token_loss(
-    model: torch.nn.Module, tokens: np.ndarray, max_length: int, unscored: int | None = None, batch_size: int = 8
-) -> float:
-    """Mean loss a token (nats) over a stream of ids, cut so that every id but the first is predicted exactly once.
-
-    `unscored` is an id whose prediction does not count: BOS, which is no part of the text and always follows EOS.
-    """
-    stride = max_length - 1
-    windows = [torch.from_numpy(tokens[start : start + max_length]) for start in range(0, len(tokens) - 1, stride)]
-    whole, rest = windows[:-1], windows[-1:]  # only the last can be shorter
-    batches = [whole[start : start + batch_size] for start in range(0, len(whole), batch_size)] + [rest]
-    total, count = 0.0, 0
-    for batch in filter(None, batches):
-        ids = torch.stack(batch)
-        labels = ids if unscored is None else ids.masked_fill(ids == unscored, IGNORE_INDEX)
-        targets = int((labels[:, 1:] != IGNORE_INDEX).sum())
-        total += targets * float(model(input_ids=ids, labels=labels, use_cache=False).loss)
-        count += targets
-    return total / count
