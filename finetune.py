@@ -15,6 +15,7 @@ from llama_dyt.data.loaders.examples import TooLong
 from llama_dyt.data.loaders.instructions import InstructionBatches
 from llama_dyt.data.loaders.step import BatchShape
 from llama_dyt.data.validation_sets import open_training
+from llama_dyt.training.callbacks.samples import read_asked_prompts
 from llama_dyt.training.callbacks.validation import read_validation
 from llama_dyt.training.entry import run_entry
 from llama_dyt.training.plan import Checked, Plan, make_plan, say
@@ -78,12 +79,13 @@ def main(checked: Checked | None = None) -> None:
     session = Session(plan)
     dp_rank, dp_size = session.grid.dp_rank, session.grid.dp_size
     validation = read_validation(plan, lambda source: make_batches(plan, source, dp_rank, dp_size))
+    asked = read_asked_prompts(plan)
     num_epochs, position = plan.run.data.num_epochs, session.progress.position
     batches = ranks.together(
         lambda: make_batches(plan, open_examples(plan), dp_rank, dp_size, num_epochs, position), "reading the examples"
     )
     say(plan, in_words(plan, batches))
-    session.train(batches, total_steps(plan, batches), "fine-tuning", validation)
+    session.train(batches, total_steps(plan, batches), "fine-tuning", validation, asked)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from llama_dyt.training.generation.sampling import Sampling
 
 if TYPE_CHECKING:
     from llama_dyt.training.generation.generator import Generator
+    from llama_dyt.training.generation.prompt_maker import PromptMaker
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -162,13 +163,13 @@ def read_asked(arguments: argparse.Namespace) -> tuple[list[Asked], list[str]]:
     return asked, []
 
 
-def answer_all(generator: Generator, asked: list[Asked], arguments: argparse.Namespace) -> None:
+def answer_all(generator: Generator, maker: PromptMaker, asked: list[Asked], arguments: argparse.Namespace) -> None:
     """Print the continuation of every prompt; of a chat the answer alone."""
     asked = [one for one in asked for _ in range(arguments.num_samples)]
     if arguments.chat:
-        prompts = generator.chats([one.as_chat(arguments.system) for one in asked])
+        prompts = maker.chats([one.as_chat(arguments.system) for one in asked])
     else:
-        prompts = generator.texts([one.text for one in asked])
+        prompts = maker.texts([one.text for one in asked])
     stream = arguments.stream if arguments.stream is not None else sys.stdout.isatty()
     stream = stream and not arguments.json and arguments.batch_size == 1
     sampling = sampling_of(arguments)
@@ -188,11 +189,11 @@ def answer_all(generator: Generator, asked: list[Asked], arguments: argparse.Nam
         print(text if arguments.chat else one.text + text)
 
 
-def converse(generator: Generator, arguments: argparse.Namespace) -> None:
+def converse(generator: Generator, maker: PromptMaker, arguments: argparse.Namespace) -> None:
     """A conversation, a line of standard input a turn, until it ends; an empty line begins another."""
     start = [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
     messages: list[dict[str, Any]] = list(start)
-    generator.chats([[*start, {"role": "user", "content": "?"}]])  # a template that does not work is told before
+    maker.chats([[*start, {"role": "user", "content": "?"}]])  # a template that does not work is told before
     stream = arguments.stream if arguments.stream is not None else sys.stdout.isatty()
     sampling = sampling_of(arguments)
     while True:
@@ -205,7 +206,7 @@ def converse(generator: Generator, arguments: argparse.Namespace) -> None:
             messages = list(start)
             continue
         messages.append({"role": "user", "content": line.rstrip("\r\n")})
-        (prompt,) = generator.chats([messages])
+        (prompt,) = maker.chats([messages])
         (text,) = generator.continuations([prompt], sampling, show=_write if stream else None)
         _write("\n" if stream else f"{text}\n")
         messages.append({"role": "assistant", "content": text})
@@ -236,6 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from llama_dyt.training.generation.generator import Generator
+    from llama_dyt.training.generation.prompt_maker import PromptMaker
 
     torch.manual_seed(arguments.seed)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -244,11 +246,12 @@ def main(argv: list[str] | None = None) -> None:
         from llama_dyt.data.tokenizing.prompt_encoding import set_special_tokens
 
         set_special_tokens(tokenizer, arguments.parse_special_tokens)
+    maker = PromptMaker(tokenizer)
     generator = Generator(model, tokenizer, note=lambda line: print(f"note: {line}", file=sys.stderr))
     if arguments.chat and not asked:
-        converse(generator, arguments)
+        converse(generator, maker, arguments)
     else:
-        answer_all(generator, asked or [Asked("")], arguments)
+        answer_all(generator, maker, asked or [Asked("")], arguments)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from llama_dyt.training.callbacks.callback import Callback, Callbacks, asked_for
 from llama_dyt.training.callbacks.checkpointing import Checkpointing
 from llama_dyt.training.callbacks.logging import Logging
 from llama_dyt.training.callbacks.reporting import Reporting
+from llama_dyt.training.callbacks.samples import AskedPrompts, Samples
 from llama_dyt.training.callbacks.saturation import Saturation
 from llama_dyt.training.callbacks.status import Status
 from llama_dyt.training.callbacks.validation import HeldOutBatches, Validation
@@ -166,7 +167,12 @@ class Session:
             say(self.plan, f"warning: {difference}")
 
     def train(
-        self, batches: Iterable[Step], total_steps: int, describe: str, validation: HeldOutBatches | None = None
+        self,
+        batches: Iterable[Step],
+        total_steps: int,
+        describe: str,
+        validation: HeldOutBatches | None = None,
+        asked: AskedPrompts | None = None,
     ) -> Location:
         """Drive the loop over `batches` to `total_steps`, then say what came of it.
 
@@ -189,7 +195,9 @@ class Session:
         # To the end of the process: what follows the loop, on any rank, is not to be cut short either.
         stop = StopRequest()
         before = stop.listen()
-        trainer = self.make_trainer(total_steps, trackers, writer, validation, stop, [status])
+        trainer = self.make_trainer(
+            total_steps, trackers, writer, validation, stop, [status, *self._samples(asked, trackers)]
+        )
         self._compare_schedule(trainer.schedule)
         start, first_token = time.perf_counter(), self.progress.tokens_seen
         try:
@@ -217,6 +225,9 @@ class Session:
             shutdown()
             sys.exit(INTERRUPTED_STATUS)
         return writer.last_path
+
+    def _samples(self, asked: AskedPrompts | None, trackers: Trackers) -> list[Callback]:
+        return [Samples(self.run, self.plan, asked, trackers)] if asked is not None else []
 
     def _make_writer(self, save_dir: Location, say: Callable[[str], None]) -> CheckpointWriter:
         plan = self.plan

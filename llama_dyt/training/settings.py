@@ -13,6 +13,7 @@ from llama_dyt.core.store import at, store_of, why_not_at
 from llama_dyt.core.suggest import unknown
 from llama_dyt.launch import DEFAULT_TIMEOUT_SECONDS
 from llama_dyt.training.callbacks.callback import CALLBACKS
+from llama_dyt.training.generation.settings import SampleSettings, sample_problems
 from llama_dyt.training.measurement.settings import BenchmarkSettings, benchmark_problems
 from llama_dyt.training.schedule import FINETUNE_WARMUP_FRACTION
 from llama_dyt.training.trackers.tracker import TRACKERS
@@ -178,6 +179,7 @@ def problems(run: RunConfig, world_size: int | None, device: str | None) -> Iter
         also = ("dry_run",)
         yield Problem("dry_run_processes", run.run.dry_run_processes, reason, remedy, also=also, clause=True)
     yield from benchmark_problems(run)
+    yield from sample_problems(run)
     yield from _unknown_or_twice("callback", run.run.callbacks, CALLBACKS)
     yield from _unknown_or_twice("tracker", run.run.trackers, TRACKERS)
 
@@ -233,7 +235,12 @@ def warnings(run: RunConfig, world_size: int | None, device: str | None, total_s
 
 
 OWNED = Owned(
-    {"optimizer": OptimizerSettings, "run": RunSettings, "benchmark": BenchmarkSettings},
+    {
+        "optimizer": OptimizerSettings,
+        "run": RunSettings,
+        "samples": SampleSettings,
+        "benchmark": BenchmarkSettings,
+    },
     problems,
     path_problems,
     warnings,

@@ -12,6 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import generate
+from llama_dyt.config.check import collect_problems
+from llama_dyt.config.cli import read
 from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
 from tests.cli.conftest import VOCAB_SIZE, Run, as_flags, write_lines
 from tests.cli.entries import Command
@@ -154,3 +156,65 @@ def test_conversations_of_a_file_are_answered(tuned, data, tmp_path, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["prompt"] for line in lines] == ["thing 0", "thing 1", "thing 2"]
     assert all("continuation" in line and line["messages"] for line in lines)
+
+
+def test_what_is_held_out_is_asked_in_the_course_of_the_run(pretrained, data, tmp_path):
+    """The answers are those that the checkpoint of the same step gives."""
+    asked = {"dataset": data / "talks.json", "validation_fraction": 0.3, "validation_freq": 3, "generate_every": 3}
+    asked |= {"num_epochs": 4}
+    asked |= {"generate_samples": 3, "generate_tokens": 6, "tensorboard_dir": "tb"}
+    flags = chat_flags(pretrained, data, **asked)
+    run = Run(tmp_path / "run", flags, Command("finetune", flags, tmp_path).run())
+    assert run.outcome.status == 0, run.outcome.stderr
+    assert "step 3: 3 prompts continued" in run.outcome.stderr and "of 3 to the letter" in run.outcome.stderr
+    records = [record for record in run.metrics if "samples" in record]
+    assert [record["step"] for record in records] == [3, 6]
+    talks = [sample["prompt"] for sample in records[-1]["samples"]]
+    write_lines(tmp_path / "asked.jsonl", [{"messages": [*talk(number)]} for number in range(40)])
+    flags = ["--model_path", str(run.step(NUM_STEPS)), "--chat", "--prompt_file", "asked.jsonl", "--json"]
+    told = Command("generate", [*flags, "--temperature", "0", "--max_new_tokens", "6"], tmp_path).run()
+    texts = {line["prompt"]: line["continuation"] for line in map(json.loads, told.stdout.splitlines())}
+    for prompt, sample in zip(talks, records[-1]["samples"], strict=True):
+        assert texts[prompt.rpartition("user: ")[2]] == sample["text"]
+        assert sample["expected"] in ("red", "green")
+    assert list((tmp_path / "tb").iterdir())
+
+
+def test_answers_that_cannot_be_had_are_told_before_launch():
+    told = {
+        ("--generate_every", "5"): "--generate_every 5 has nothing to ask",
+        ("--generate_every", "5", "--generate_prompts", "nowhere"): "--generate_prompts nowhere: no such file",
+        (
+            "--generate_every",
+            "5",
+            "--pp",
+            "2",
+            "--plugin",
+            "hybrid_parallel",
+            "--validation_freq",
+            "1",
+        ): "--pp 2 has them",
+        ("--generate_prompts", "x"): "--generate_prompts x has no effect without --generate_every",
+    }
+    for flags, reason in told.items():
+        run, problems = read("finetune", ["--model_path", "m", "--dataset", "d.jsonl", *flags])
+        assert any(reason in problem for problem in [*problems, *collect_problems(run, 2, "cpu")]), flags
+
+
+PARALLEL = {"fsdp": {"plugin": "fsdp"}, "gemini": {"plugin": "gemini"}, "tp": {"plugin": "hybrid_parallel", "tp": 2}}
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("changes", PARALLEL.values(), ids=PARALLEL)
+def test_answers_are_the_checkpoints_however_weights_are_cut(pretrained, data, tmp_path, changes):
+    write_lines(tmp_path / "asked.jsonl", [{"messages": talk(number)} for number in range(4)])
+    asked = {"generate_every": NUM_STEPS, "generate_prompts": "asked.jsonl", "generate_tokens": 6}
+    precision = {"mixed_precision": "bf16"} if changes["plugin"] == "gemini" else {}
+    flags = chat_flags(pretrained, data, **asked, **precision, **changes)
+    run = Run(tmp_path / "run", flags, Command("finetune", flags, tmp_path, "torchrun", 2).run())
+    assert run.outcome.status == 0, run.outcome.stderr
+    (record,) = [record for record in run.metrics if "samples" in record]
+    flags = ["--model_path", str(run.step(NUM_STEPS)), "--chat", "--prompt_file", "asked.jsonl", "--json"]
+    told = Command("generate", [*flags, "--temperature", "0", "--max_new_tokens", "6"], tmp_path).run()
+    texts = [json.loads(line)["continuation"] for line in told.stdout.splitlines()]
+    assert [sample["text"] for sample in record["samples"]] == texts

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from llama_dyt.core.errors import ConfigurationError, DataError
-from llama_dyt.data.tokenizing.chat_template import ChatTemplate
+from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.data.tokenizing.prompt_encoding import PromptEncoder
-from llama_dyt.data.tokenizing.unusable import Unusable
+from llama_dyt.training.generation.prompt_maker import Prompt
 from llama_dyt.training.generation.sampling import Sampling
 from llama_dyt.training.generation.stopping import RepetitionPenalty, StopAtTexts, TextStream, cut_at
-
-Messages = Sequence[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The tokens that a continuation goes on from, int32.
-
-    Attributes:
-        ends: tokens that end the continuation beside EOS.
-        stop: text that does; empty for none.
-    """
-
-    ids: np.ndarray
-    ends: tuple[int, ...] = ()
-    stop: str = ""
 
 
 class Generator:
@@ -48,30 +29,6 @@ class Generator:
         self._positions = getattr(model.config, "max_position_embeddings", None)
         # The flags alone decide: what a folder's generation_config.json says would fill whatever is not said here.
         model.generation_config = GenerationConfig()
-
-    def texts(self, texts: Sequence[str]) -> list[Prompt]:
-        """Prompts of plain texts.
-
-        Raises:
-            ConfigurationError: one is empty, and the tokenizer has no BOS to start from.
-        """
-        encoded = self._encoder.prompts(texts)
-        if not all(map(len, encoded)):
-            raise ConfigurationError("this model's tokenizer has no BOS token to start from: give a --prompt")
-        return [Prompt(ids) for ids in encoded]
-
-    def chats(self, conversations: Sequence[Messages]) -> list[Prompt]:
-        """Prompts of conversations, to which the assistant speaks next.
-
-        Raises:
-            DataError: the tokenizer has no chat template, or it refuses the conversation.
-        """
-        template = ChatTemplate(self._tokenizer)
-        ends, stop = template.ends()
-        try:
-            return [Prompt(template.prompt(messages), tuple(ends), stop) for messages in conversations]
-        except Unusable as reason:
-            raise DataError(str(reason)) from reason
 
     def continuations(
         self,

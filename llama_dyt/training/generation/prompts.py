@@ -20,12 +20,14 @@ class Asked:
     Attributes:
         text: of it; of a conversation its last message.
         messages: of a conversation, which a prompt of plain text has none of.
-        record: what the file has of it besides, such as an expected completion.
+        record: what the file has of it besides.
+        answer: what is expected, where the file says it.
     """
 
     text: str
     messages: tuple[dict[str, Any], ...] = ()
     record: dict[str, Any] = field(default_factory=dict)
+    answer: str | None = None
 
     def as_chat(self, system: str | None = None) -> list[dict[str, Any]]:
         """The conversation, a text being what the user says."""
@@ -66,14 +68,16 @@ def _record(line: str, where: str) -> Asked:
     except ValueError as error:
         raise DataError(f"{where}: is not valid JSON ({error}); write an object with `prompt` or `messages`") from error
     if isinstance(record, dict) and isinstance(record.get("prompt"), str):
-        return Asked(record["prompt"], record=record)
+        return Asked(record["prompt"], record=record, answer=record.get("completion"))
     messages = record.get("messages") if isinstance(record, dict) else None
     good = isinstance(messages, list) and all(
         isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
         for message in messages
     )
+    answer = None
     if good and messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+        *messages, last = messages
+        answer = last["content"]
     if not good or not messages:
         raise DataError(f"{where}: has neither a text `prompt` nor `messages` of role and content; mend it")
-    return Asked(messages[-1]["content"], tuple(messages), record)
+    return Asked(messages[-1]["content"], tuple(messages), record, answer)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from llama_dyt.core import files
 from llama_dyt.core.errors import TrainingError
 from llama_dyt.core.store import Location, Spool, store_of
-from llama_dyt.training.trackers.tracker import Record, Tracked, Tracker
+from llama_dyt.training.trackers.tracker import Record, Sample, Tracked, Tracker, share_right
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -71,6 +72,12 @@ class JsonLines(Tracker):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
             self._spool.sync(now=False)
+
+    def log_samples(self, step: int, samples: Sequence[Sample], seconds: float) -> None:
+        held = [asdict(sample) for sample in samples]
+        right = share_right(samples)
+        share = {"samples_right": right} if right is not None else {}
+        self.log({"step": step, **share, "samples_seconds": seconds, "samples": held})
 
     def close(self) -> None:
         # A file that cannot be written was told of when it happened, or lacks its last record at most.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llama_dyt.core.store import Spool, at, store_of
-from llama_dyt.training.trackers.tracker import Record, Tracked, Tracker
+from llama_dyt.training.trackers.tracker import Record, Sample, Tracked, Tracker, share_right
 
 
 class TensorBoard(Tracker):
@@ -39,6 +40,17 @@ class TensorBoard(Tracker):
                 self._writer.add_scalar(f"train/{key}", value, record["step"])
         self._spool.sync(now=False)
 
+    def log_samples(self, step: int, samples: Sequence[Sample], seconds: float) -> None:
+        if self._writer is None:
+            return
+        rows = [[sample.prompt, sample.text, sample.expected or ""] for sample in samples]
+        lines = ["| prompt | continuation | expected |", "| --- | --- | --- |"]
+        lines += ["| " + " | ".join(_cell(text) for text in row) + " |" for row in rows]
+        self._writer.add_text("samples", "\n".join(lines), step)
+        if (right := share_right(samples)) is not None:
+            self._writer.add_scalar("samples/right", right, step)
+        self._spool.sync(now=False)
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -46,6 +58,11 @@ class TensorBoard(Tracker):
 
     def result(self) -> tuple[str, str] | None:
         return ("tensorboard", f"tensorboard --logdir {at(self._folder)}") if self._folder is not None else None
+
+
+def _cell(text: str) -> str:
+    """A text as a cell of Markdown."""
+    return text.replace("|", "\\|").replace("\n", "<br>")
 
 
 TRACKER = TensorBoard

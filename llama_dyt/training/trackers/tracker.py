@@ -6,7 +6,7 @@ registers, `TRACKERS.register(Mine)`, and that `--tracker` turns on. Only the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,29 @@ from llama_dyt.core.store import Location
 
 Record = dict[str, Any]
 """Of a step that is logged: its `step`, numbers by name, and dicts of numbers by name, such as one a norm."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model made of a prompt.
+
+    Attributes:
+        expected: what the data have there; None where they say nothing.
+    """
+
+    prompt: str
+    text: str
+    expected: str | None = None
+
+    @property
+    def is_right(self) -> bool:
+        return self.text == self.expected
+
+
+def share_right(samples: Sequence[Sample]) -> float | None:
+    """Of those of which an answer is expected, the share that has it to the letter; None where there are none."""
+    known = [sample for sample in samples if sample.expected is not None]
+    return sum(sample.is_right for sample in known) / len(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -75,6 +98,9 @@ class Tracker:
     def log_validation(self, record: Record) -> None:
         """A validation was done: `validation_loss`, `validation_perplexity` and `validation_tokens`, each by set."""
         self.log(record)
+
+    def log_samples(self, step: int, samples: Sequence[Sample], seconds: float) -> None:
+        """Prompts were continued by the weights of a step, which took so long."""
 
     def close(self) -> None:
         """No more comes; called after a failure too."""

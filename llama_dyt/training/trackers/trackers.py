@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from llama_dyt.core import console
 from llama_dyt.core.errors import in_one_line, raised_at
-from llama_dyt.training.trackers.tracker import TRACKERS, Record, Tracked, Tracker
+from llama_dyt.training.trackers.tracker import TRACKERS, Record, Sample, Tracked, Tracker
 
 
 class Trackers:
@@ -53,6 +54,11 @@ class Trackers:
     def log_validation(self, record: Record) -> None:
         for tracker in self._trackers:
             self._attempt(tracker, "log_validation", lambda tracker=tracker: tracker.log_validation(record))
+
+    def log_samples(self, step: int, samples: Sequence[Sample], seconds: float) -> None:
+        for tracker in self._trackers:
+            action = partial(tracker.log_samples, step, samples, seconds)
+            self._attempt(tracker, "log_samples", action)
 
     def close(self) -> None:
         for tracker in self._trackers:
