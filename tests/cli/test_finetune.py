@@ -17,6 +17,7 @@ from llama_dyt.data.loaders.instructions import InstructionBatches
 from llama_dyt.data.loaders.step import BatchShape
 from llama_dyt.data.opening import open_data
 from llama_dyt.data.tokenizing.tokenizer import load_tokenizer
+from llama_dyt.models import build_config
 from tests.cli.conftest import VOCAB_SIZE, Corpus, Run, as_flags
 from tests.cli.entries import Command
 from tests.cli.test_resume import assert_same_checkpoint, assert_same_course
@@ -117,7 +118,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(runs):
 @pytest.mark.parametrize(("name", "norm"), [("whole", "dyt"), ("plain", "rmsnorm")])
 def test_the_norm_of_the_weights_is_kept(runs, name, norm):
     folder = runs[name].step(NUM_STEPS) / "model"
-    assert json.loads((folder / "config.json").read_text())["norm_type"] == norm
+    assert build_config(folder).norm_type == norm
     names = AutoModelForCausalLM.from_pretrained(folder).state_dict().keys()
     assert ("model.norm.alpha" in names) == ("model.embed_tokens.scale" in names) == (norm == "dyt")
 

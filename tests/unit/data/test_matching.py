@@ -146,7 +146,6 @@ def things(tmp_path):
     (prepared / "manifest_00000_of_00001.json").write_text("{}")
     (tmp_path / "old.idx").write_bytes(b"TNTIDX\x00\x00" + struct.pack("<QQ", 1, 8))
     (tmp_path / "old.bin").write_bytes(b"\0" * 8)
-    (tmp_path / "mixture.yaml").write_text("sources: {}")
     return {
         "folder of datasets": (saved, "a dataset as HuggingFace's `save_to_disk` leaves it"),
         "file of datasets": (stream, "an Arrow stream, as HuggingFace's `datasets` keeps its data"),
@@ -154,18 +153,17 @@ def things(tmp_path):
         "old tokens": (tmp_path / "old.bin", "Megatron's data in its former format (TNTIDX)"),
         "old pair": (tmp_path / "old", "Megatron's data in its former format (TNTIDX)"),
         "prepared": (prepared, "prepared tokens, which pretrain.py alone reads"),
-        "mixture": (tmp_path / "mixture.yaml", "a mixture, which pretrain.py alone reads"),
     }
 
 
-PLACES = ("folder of datasets", "file of datasets", "old index", "old tokens", "old pair", "prepared", "mixture")
+PLACES = ("folder of datasets", "file of datasets", "old index", "old tokens", "old pair", "prepared")
 
 
 @pytest.mark.parametrize("thing", PLACES)
 def test_what_cannot_serve_is_called_by_what_it_is(tmp_path, thing):
     path, told = things(tmp_path)[thing]
     fine_tuning = ("prompt", "completion")
-    for fields in [fine_tuning] if thing in ("prepared", "mixture") else [fine_tuning, ("text",)]:
+    for fields in [fine_tuning] if thing == "prepared" else [fine_tuning, ("text",)]:
         (problem,) = check_data(str(path), ReadOptions(fields))
         assert told in problem and str(path) in problem
 
