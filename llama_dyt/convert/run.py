@@ -9,7 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from llama_dyt.convert import hub
+from llama_dyt.convert.calibrate import calibrate
 from llama_dyt.convert.fold import fold
 from llama_dyt.convert.settings import ConvertSettings
 from llama_dyt.convert.source import Opened, source_of
@@ -21,9 +24,12 @@ from llama_dyt.core.errors import CheckpointError, ConfigurationError, DataError
 from llama_dyt.core.marker import MARKER, Written, marker_of, sha256_of
 from llama_dyt.core.problem import Problem
 from llama_dyt.core.store import at, store_of
+from llama_dyt.data.loaders.packed import TokenBatches
+from llama_dyt.data.loaders.step import IGNORE_INDEX, BatchShape
 from llama_dyt.data.tokenizing.tokenizer import check_vocabulary, load_tokenizer
 
 Say = Callable[[str], None]
+_CALIBRATION_LENGTH, _CALIBRATION_ROWS = 512, 8
 
 
 def convert(settings: ConvertSettings, say: Say) -> Path:
@@ -45,7 +51,7 @@ def convert(settings: ConvertSettings, say: Say) -> Path:
         reason = f"--from {source.name} tells all figures itself"
         raise ConfigurationError(Problem("config", settings.config, reason, "leave it out"))
     with source.open(path, settings.config) as opened:
-        weights, changes = _changed(check(opened.weights, path), settings)
+        weights, changes = _changed(check(opened.weights, path), settings, opened)
         dtype = settings.dtype or target.dtype
         if dtype is not None:
             weights = weights.cast(DTYPES[dtype])
@@ -86,13 +92,43 @@ def _input(settings: ConvertSettings) -> Path:
     return hub.fetch(name)
 
 
-def _changed(weights: Weights, settings: ConvertSettings) -> tuple[Weights, tuple[str, ...]]:
+def _changed(weights: Weights, settings: ConvertSettings, opened: Opened) -> tuple[Weights, tuple[str, ...]]:
     """The weights as they shall be, and a sentence on each change. Further changes of a model belong here: each takes
     weights and gives weights, read one by one."""
-    if not settings.fold_dyt:
-        return weights, ()
-    folded = fold(weights)
-    return folded.weights, (str(folded),)
+    changes: list[str] = []
+    if settings.norm is not None:
+        tokenizer, _ = _tokenizer(settings, opened, weights.config)
+        calibrated = calibrate(weights, settings.norm, _calibration_text(settings, tokenizer, weights.config))
+        weights = calibrated.weights
+        changes.append(str(calibrated))
+    if settings.fold_dyt:
+        folded = fold(weights)
+        weights = folded.weights
+        changes.append(str(folded))
+    return weights, tuple(changes)
+
+
+def _calibration_text(settings: ConvertSettings, tokenizer: Any, config: Any) -> list[Tensor]:
+    """Token ids, (rows, length) each, documents end to end.
+
+    Raises:
+        ConfigurationError: there is no tokenizer.
+        DataError: there is no text.
+    """
+    if tokenizer is None:
+        raise ConfigurationError(Problem("calibrate", settings.calibrate, "needs a tokenizer", "give --tokenizer"))
+    length = min(_CALIBRATION_LENGTH, config.max_position_embeddings, settings.calibration_tokens)
+    batches, taken = [], 0
+    with TokenBatches(settings.calibrate, tokenizer, length, BatchShape(_CALIBRATION_ROWS)) as steps:
+        for step in steps:
+            (batch,) = step.micro_batches
+            whole = batch["input_ids"][(batch["labels"] != IGNORE_INDEX).any(1)]
+            whole = whole[: -(-(settings.calibration_tokens - taken) // length)]
+            batches.append(whole)
+            taken += whole.numel()
+            if taken >= settings.calibration_tokens:
+                break
+    return batches
 
 
 def _tokenizer(settings: ConvertSettings, opened: Opened, config: Any) -> tuple[Any, Path | None]:

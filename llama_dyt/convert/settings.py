@@ -16,12 +16,13 @@ from llama_dyt.convert.target import TARGETS
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.core.files import why_not_writable
 from llama_dyt.core.problem import Problem
+from llama_dyt.norms.spec import NORMS
 
 CONVERT = "convert"
 _HERE = (CONVERT,)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_PATHS = ("input_path", "output_path", "tokenizer", "config", "config_file")
+_PATHS = ("input_path", "output_path", "tokenizer", "config", "config_file", "calibrate")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,19 @@ class ConvertSettings:
         "Put the weight of each Dynamic Tanh into the projections behind it, for inference: the same logits, and a "
         "plain tanh(alpha * x) is left.",
         entries=_HERE,
+    )
+    norm: str | None = option(
+        None,
+        "Put this norm into the model, fitted to what its own gave on the text of --calibrate. An experiment: the "
+        "result is a start for further training.",
+        choices=lambda: tuple(norm.name for norm in NORMS if norm.fit is not None),
+        entries=_HERE,
+    )
+    calibrate: str | None = option(
+        None, "Text to fit --norm on, as --dataset of pretrain.py.", entries=_HERE, metavar="PATH|HUB_NAME", path=True
+    )
+    calibration_tokens: int = option(
+        32768, "So many tokens of it are taken.", entries=_HERE, at_least=64, metavar="NUMBER"
     )
     push_to_hub: str | None = option(
         None,
@@ -156,6 +170,14 @@ def _problems(settings: ConvertSettings) -> list[str]:
         problems += _output_problems(Path(settings.output_path))
     if not settings.max_shard_bytes:
         problems.append(Problem("max_shard_size", settings.max_shard_size, "give a size, such as 5GB or 500MB"))
+    if (settings.norm is None) != (settings.calibrate is None):
+        given, other = ("norm", "calibrate") if settings.calibrate is None else ("calibrate", "norm")
+        reason = f"goes with --{other}"
+        problems.append(Problem(given, getattr(settings, given), reason, "give both, or neither", clause=True))
+    elif settings.calibrate is not None:
+        from llama_dyt.data.opening import check_data
+
+        problems += check_data(settings.calibrate, flag="calibrate")
     if settings.shards > 1 and not TARGETS.get(settings.target).divided:
         reason = f"--to {settings.target} is not divided by tensor-parallel ranks"
         problems.append(Problem("shards", settings.shards, reason, "leave it out; --max_shard_size bounds its files"))

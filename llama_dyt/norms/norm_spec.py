@@ -31,6 +31,8 @@ class NormSpec:
         folds: the parameter that multiplies the output, channel by channel, and that which is then added to it: both
             can stand in the projections that read the output instead (`convert.fold`). `build` leaves them out at a
             place that the config's `folded_norms` names. Empty: the layer cannot do without.
+        fit: (inputs, outputs, config, place) → the parameters of a layer that gives nearest to `outputs`, those of
+            another norm, both (tokens, hidden_size). None: it cannot be put into a trained model so.
         embedding_scale: whether the embedding's output has to be multiplied by a learnable scalar, since the norm does
             not bring activations to unit size.
         config_fields: fields of the config that this norm alone has; None in it with other norms.
@@ -47,6 +49,7 @@ class NormSpec:
     own_parameters: tuple[str, ...] = ()
     weight_offset: float = 0.0
     folds: tuple[str, ...] = ()
+    fit: Callable[[Any, Any, Any, str], Mapping[str, Any]] | None = None
     embedding_scale: bool = False
     config_fields: tuple[str, ...] = ()
     settle: Callable[[Any], None] = _settle_nothing

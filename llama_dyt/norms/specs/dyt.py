@@ -67,6 +67,12 @@ def probe(layer: Any, rows: Any) -> Mapping[str, Any]:
     return {"alpha": alpha, "saturation": ((alpha * rows).abs() > SATURATED).float().mean()}
 
 
+def fit(inputs: Any, outputs: Any, config: Any, place: str) -> Mapping[str, Any]:
+    from llama_dyt.norms.fitting import fit_dynamic_tanh
+
+    return fit_dynamic_tanh(inputs, outputs, config.norm_bias)
+
+
 NORM = NormSpec(
     "dyt",
     __name__,
@@ -76,6 +82,7 @@ NORM = NormSpec(
     folds=("weight", "bias"),
     embedding_scale=True,
     config_fields=tuple(ALPHA_FIELDS.values()),
+    fit=fit,
     settle=settle,
     probe=probe,
     settings=DytSettings,
