@@ -14,7 +14,6 @@ from llama_dyt.core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from llama_dyt.convert.source import Opened
-    from llama_dyt.convert.target import Job
 
 _MODEL = "model"
 _PART = f"{_MODEL}/"
@@ -45,11 +44,6 @@ class Ours(HuggingFace):
             )
         with super().open(step / _MODEL, config) as opened:
             yield replace(opened, run=step.parent, step=marker.step_of(step.resolve()))
-
-    def write(self, job: Job, folder: Path) -> dict[str, str]:
-        from llama_dyt.convert.hf_model import write_folder
-
-        return write_folder(job, folder, None)
 
 
 def _step_folder(path: Path) -> Path | None:

@@ -84,7 +84,8 @@ def test_the_dtype_is_kept_or_changed_on_request(tmp_path):
     torch.testing.assert_close(hf_logits(wide), expected, rtol=0, atol=1e-4)
     ours = converted(source, tmp_path / "ours", "--to", "ours", "--verify")
     config = json.loads((ours / "config.json").read_text())
-    assert config["model_type"] == "llama" and config["norm_type"] == "rmsnorm" and config["dtype"] == "float32"
+    assert config["model_type"] == "llama" and config["dtype"] == "float32", "as it stands in a checkpoint"
+    assert "trust_remote_code" not in (ours / "README.md").read_text()
 
 
 def damaged(release, folder, rank=0, **changes):
