@@ -45,7 +45,7 @@ class Calibrated:
     def __str__(self) -> str:
         site, worst = max(self.errors.items(), key=lambda item: item[1])
         return (
-            f"Norms exchanged for {self.norm}, fitted on {self.num_tokens:,} tokens: their loss is {self.loss:.4f}, and "
+            f"Norms exchanged for {self.norm}, fitted on {self.num_tokens:,} tokens: the loss is {self.loss:.4f}, and "
             f"was {self.loss_before:.4f}; the worst fit, {worst:.0%} off, is at {site}. This is an experiment: train on"
         )
 
