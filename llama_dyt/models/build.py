@@ -202,8 +202,9 @@ def _override(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     every_head_its_own_keys = values.get("num_key_value_heads") in (None, own_heads)
     if heads is not None and "num_key_value_heads" not in overrides and every_head_its_own_keys:
         overrides["num_key_value_heads"] = heads
-    if ("hidden_size" in overrides or heads is not None) and "head_dim" not in overrides:
-        values.pop("head_dim", None)
+    derived = values.get("head_dim") == values["hidden_size"] // own_heads
+    if ("hidden_size" in overrides or heads is not None) and derived:
+        del values["head_dim"]
     if (theta := overrides.pop("rope_theta", None)) is not None:
         rope = values.get("rope_parameters") or values.pop("rope_scaling", None) or {}
         values["rope_parameters"] = {**rope, "rope_theta": float(theta)}
@@ -224,6 +225,8 @@ def _misfits(values: Mapping[str, Any]) -> list[str]:
             problems.append(
                 f"the head dimension, {hidden} / {heads} = {hidden // heads}, is odd; rotary positions need pairs"
             )
+    elif values["head_dim"] % 2:
+        problems.append(f"head_dim {values['head_dim']} is odd; rotary positions need pairs")
     if key_value_heads < 1 or heads % key_value_heads:
         problems.append(f"num_attention_heads {heads} does not divide by num_key_value_heads {key_value_heads}")
     return problems

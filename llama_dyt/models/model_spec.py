@@ -168,6 +168,7 @@ class ModelSpec:
             raise ValueError(f"no whole number for {', '.join(wrong)}; is it the config of a {self.in_words}?")
         # transformers 5 writes rope_theta inside rope_parameters; before, it stood at the top.
         rope = fields.get("rope_parameters") or {}
+        head_dim, usual = fields.get("head_dim"), fields["hidden_size"] / fields["num_attention_heads"]
         return Size(
             hidden_size=fields["hidden_size"],
             num_layers=fields["num_hidden_layers"],
@@ -178,6 +179,7 @@ class ModelSpec:
             max_length=fields.get("max_position_embeddings", 2048),
             rope_theta=float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0))),
             rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+            others={} if head_dim in (None, usual) else {"head_dim": head_dim},
         )
 
     def tensor_parallel_counts(self, size: Size) -> dict[str, int]:
@@ -224,9 +226,10 @@ class ModelSpec:
 
     def layer_activations(self, config: Any) -> int:
         """Numbers a token that one layer keeps for the backward pass, where attention never makes its scores."""
-        # Inputs and outputs of two norms, queries, attention's output; keys and values.
-        attention = 6 * config.hidden_size + 2 * self.head_dim(config) * config.num_key_value_heads
-        return attention + self.mlp_activations(config)
+        norms = 2 * len(self.layer_norms) * config.hidden_size  # inputs and outputs
+        # Queries and attention's output; keys and values.
+        attention = 2 * self.head_dim(config) * (config.num_attention_heads + config.num_key_value_heads)
+        return norms + attention + self.mlp_activations(config)
 
 
 def _named(path: str) -> type:

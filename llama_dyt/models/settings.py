@@ -169,7 +169,7 @@ def _size_problems(run: RunConfig, size: Size | None) -> Iterator[Problem]:
         yield Problem("gradient_checkpoint", True, reason, "leave one out", also=also, clause=True)
     if size is None:
         return
-    if size.hidden_size % size.num_heads:
+    if "head_dim" not in size.others and size.hidden_size % size.num_heads:
         reason = f"does not divide the hidden size {size.hidden_size}"
         remedy = f"give a divisor, such as {divisor_below(size.hidden_size, size.num_heads)}"
         yield Problem("num_heads", size.num_heads, reason, remedy, clause=True)
@@ -208,6 +208,16 @@ def warnings(run: RunConfig, world_size: int | None, device: str | None, total_s
         yield (
             f"--norm {run.model.norm} with --model_path: where the weights were trained with another norm, "
             "swapping it is an experiment, and the loss starts far above theirs"
+        )
+    try:
+        sized = model_of(run)
+    except ConfigurationError:  # told with the paths
+        return
+    norm = run.model.norm
+    if sized is not None and norm != (own := sized.family.plain_norm) and norm in {f.plain_norm for f in FAMILIES}:
+        yield (
+            f"--norm {norm}: the own norm of a {sized.family.in_words} is {own}; with another family's the model is "
+            "neither the published one nor Dynamic Tanh"
         )
 
 

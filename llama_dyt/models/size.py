@@ -28,7 +28,7 @@ class Size:
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+        return self.others.get("head_dim") or self.hidden_size // self.num_heads
 
     def with_overrides(
         self,

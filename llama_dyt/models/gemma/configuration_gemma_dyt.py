@@ -18,6 +18,9 @@ class GemmaDytConfig(LlamaDytConfig):
     tied to the embedding.
 
     Args: LlamaDytConfig's; what is not given is as in transformers' GemmaConfig.
+
+    Raises (beside LlamaDytConfig's):
+        StrictDataclassError: use_bidirectional_attention is asked for.
     """
 
     model_type = "gemma_dyt"
@@ -35,6 +38,16 @@ class GemmaDytConfig(LlamaDytConfig):
     bos_token_id: int | None = 2
     eos_token_id: int | list[int] | None = 1
     tie_word_embeddings: bool = True
+
+    plain_norm_type = "unit_offset_rmsnorm"
+
+    def __post_init__(self, **kwargs):
+        if kwargs.pop("use_bidirectional_attention", None):
+            raise ValueError("use_bidirectional_attention is not there; a decoder that learns the next token is causal")
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Heads are of a width of their own, which LLaMA's must divide."""
 
     @property
     def embedding_multiplier(self) -> float | None:

@@ -6,7 +6,7 @@ A saved model carries it along, so that the folder loads where this package is n
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
@@ -46,6 +46,8 @@ class LlamaDytConfig(LlamaConfig):
     embedding_scale: bool | None = None
     folded_norms: list[str] | None = None
 
+    plain_norm_type: ClassVar[str] = "rmsnorm"
+    """The norm that a config of transformers' own type means. Of the family; no field."""
     norm_places = {"input_layernorm": ATTENTION, "post_attention_layernorm": FEED_FORWARD, "norm": FINAL}
     """The last part of a norm's name → its place; no field."""
     norm_bias: ClassVar[bool] = False
@@ -58,6 +60,7 @@ class LlamaDytConfig(LlamaConfig):
     """How many tokens back attention sees, the token itself among them; None: all. A field of families that have it."""
 
     def __post_init__(self, **kwargs):
+        kwargs.pop("sliding_window", None)  # where it is no field, transformers' own class has none either
         norm_module = kwargs.get("norm_module")
         if norm_module is not None:  # where a user's norm is, for the message where it is missing
             self.norm_module = norm_module
@@ -69,6 +72,13 @@ class LlamaDytConfig(LlamaConfig):
                 setattr(self, field, None)
         super().__post_init__(**kwargs)
         norm.settle(self)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """transformers' `from_dict`; a config of their own type has the norm of that, not DyT."""
+        if "norm_type" not in config_dict and config_dict.get("model_type") not in (None, cls.model_type):
+            config_dict = {**config_dict, "norm_type": cls.plain_norm_type}
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def norm_eps(self) -> float:

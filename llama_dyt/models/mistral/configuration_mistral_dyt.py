@@ -24,3 +24,6 @@ class MistralDytConfig(LlamaDytConfig):
     num_key_value_heads: int | None = 8
     max_position_embeddings: int = 131072
     sliding_window: int | None = 4096
+
+    def validate_architecture(self):
+        """Heads may be of a width of their own, which LLaMA's must divide."""

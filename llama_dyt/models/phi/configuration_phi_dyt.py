@@ -41,6 +41,7 @@ class PhiDytConfig(LlamaDytConfig):
 
     norm_places = {"input_layernorm": ATTENTION, "final_layernorm": FINAL}
     norm_bias = True
+    plain_norm_type = "layernorm"
     head_bias = True
 
     def __post_init__(self, **kwargs):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llama_dyt.models.size import Size
 from llama_dyt.models.spec import ModelSpec
 
 _MODELING = "llama_dyt.models.mistral"
 
-FAMILY = ModelSpec(
+
+class _Mistral(ModelSpec):
+    def flops_per_token(self, config: Any, sequence_length: int) -> float:
+        """As LLaMA's, but that a token is multiplied with those of its window alone."""
+        return super().flops_per_token(config, min(sequence_length, config.sliding_window or sequence_length))
+
+
+FAMILY = _Mistral(
     name="mistral_dyt",
     in_words="Mistral",
     config_class=f"{_MODELING}:MistralDytConfig",

@@ -25,9 +25,6 @@ class _Phi(ModelSpec):
     def mlp_activations(self, config: Any) -> int:
         return 2 * config.intermediate_size  # before the activation and after it
 
-    def layer_activations(self, config: Any) -> int:
-        return super().layer_activations(config) - 2 * config.hidden_size  # one norm
-
 
 FAMILY = _Phi(
     name="phi_dyt",

@@ -17,4 +17,4 @@ def starting_value(parameter: str, config: Any, place: str) -> float:
     return {"weight": 1.0, "bias": 0.0}[parameter]
 
 
-NORM = NormSpec("layernorm", __name__, build, starting_value)
+NORM = NormSpec("layernorm", __name__, build, starting_value, own_parameters=("bias",))

@@ -103,11 +103,18 @@ def _activation_bytes(run: RunConfig, config: PretrainedConfig, stage: int, part
     # 1f1b: a stage begins as many micro batches as there are stages from it on before its first backward.
     in_flight = booster.pp - stage if booster.pp_style == "1f1b" else booster.pp
     tokens = sequences * run.data.max_length / booster.sequence_ranks
-    holds_head = f"{family.head}.weight" in part.shapes
     # Under zbv the head makes logits for itself, and where it is more than its weight.
-    whole = booster.pp > 1 and booster.pp_style == "zbv" or f"{family.head}.lora_B.weight" in part.shapes
-    loss = _loss_bytes(run, config, tokens, working, whole) if holds_head else 0.0
+    more = (f"{family.head}.bias", f"{family.head}.lora_B.weight")
+    whole = (booster.pp > 1 and booster.pp_style == "zbv") or any(name in part.shapes for name in more)
+    loss = _loss_bytes(run, config, tokens, working, whole) if _holds_head(run, config, part) else 0.0
     return tokens * in_flight * kept * working + loss
+
+
+def _holds_head(run: RunConfig, config: PretrainedConfig, part: StagePart) -> bool:
+    """A tied head has no name of its own where the embedding is on its stage."""
+    family, booster = family_of(config), run.booster
+    tied = config.tie_word_embeddings and (booster.pp == 1 or booster.pp_style == "zbv")
+    return f"{family.head if not tied else f'{family.decoder}.{family.embedding}'}.weight" in part.shapes
 
 
 def _loss_bytes(run: RunConfig, config: PretrainedConfig, tokens: float, working: int, whole_logits: bool) -> float:

@@ -4,7 +4,7 @@ import pytest
 
 from llama_dyt.boosters.strategy import STRATEGIES
 from llama_dyt.config import RunConfig
-from llama_dyt.config.check import collect_problems
+from llama_dyt.config.check import collect_problems, warnings
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +101,31 @@ def test_the_benchmarks_spelling_of_chunks():
 )
 def test_one_rank_has_no_zero_but_for_offloading(plugin, requested, ranks, stage):
     assert STRATEGIES.get(plugin).zero_stage(requested, ranks) == stage
+
+
+def test_heads_that_tensor_parallelism_cannot_divide_are_counted():
+    (problem,) = problems_of(config="gemma_2b", tp=2)
+    assert problem.startswith("--tp 2 does not divide the model's 1 key and value heads")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"config": "gemma_7b", "tp": 2, "norm": "unit_offset_rmsnorm"},
+        {"config": "gemma_2b", "sp": 2},
+        {"config": "phi_2", "tp": 2, "pp": 2, "sp_mode": "split_gather", "norm": "layernorm"},
+        {"config": "mistral_7b", "sp": 4, "norm": "rmsnorm"},
+    ],
+)
+def test_layouts_of_other_families_that_can_be(flags):
+    assert problems_of(**flags) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "norm", "own"),
+    [("gemma_2b", "rmsnorm", "unit_offset_rmsnorm"), ("7b", "layernorm", "rmsnorm"), ("phi_2", "layernorm", None)],
+)
+def test_a_norm_that_is_another_familys_own_is_told_of(config, norm, own):
+    run = RunConfig.build("pretrain", config=config, norm=norm)
+    told = [line for line in warnings(run) if line.startswith("--norm")]
+    assert len(told) == (own is not None) and all(f"is {own};" in line for line in told)

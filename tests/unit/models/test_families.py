@@ -19,7 +19,8 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from llama_dyt.models import build_config, count_parameters, load_pretrained, save_config
+from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.models import build_config, count_parameters, empty_model, load_pretrained, save_config
 from llama_dyt.models.spec import family_of
 
 LLAMA3_ROPE = {
@@ -52,11 +53,32 @@ PLAIN = {
         LlamaConfig(**TINY, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
     ),
     "yarn": (LlamaForCausalLM, LlamaConfig(**TINY, rope_parameters=YARN_ROPE)),
+    "dynamic positions, beyond their number": (
+        LlamaForCausalLM,
+        LlamaConfig(
+            **{**TINY, "max_position_embeddings": 16},
+            rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+        ),
+    ),
     "mistral": (MistralForCausalLM, MistralConfig(**TINY, sliding_window=7)),
     "mistral without a window": (MistralForCausalLM, MistralConfig(**TINY, sliding_window=None)),
     "gemma": (GemmaForCausalLM, GemmaConfig(**TINY, head_dim=32)),
+    "mistral, wider heads": (MistralForCausalLM, MistralConfig(**{**TINY, "hidden_size": 66}, head_dim=24)),
+    "gemma, untied": (GemmaForCausalLM, GemmaConfig(**TINY, head_dim=32, tie_word_embeddings=False)),
     "gemma, one key head": (GemmaForCausalLM, GemmaConfig(**{**TINY, "num_key_value_heads": 1}, head_dim=24)),
     "phi": (PhiForCausalLM, PhiConfig(**TINY, partial_rotary_factor=0.5)),
+    "phi, linear positions": (
+        PhiForCausalLM,
+        PhiConfig(
+            **TINY,
+            rope_parameters={
+                "rope_type": "linear",
+                "rope_theta": 1e4,
+                "factor": 2.0,
+                "partial_rotary_factor": 0.25,
+            },
+        ),
+    ),
     "phi-2's share of a head": (
         PhiForCausalLM,
         PhiConfig(**{**TINY, "hidden_size": 80, "num_key_value_heads": 4}, partial_rotary_factor=0.4),
@@ -149,6 +171,13 @@ def test_dyt_in_place_of_its_norm_travels_and_keeps_what_norms_multiply_by(tmp_p
 @pytest.mark.parametrize(
     ("preset", "norm", "parameters"),
     [
+        ("llama1_7b", "rmsnorm", 6_738_415_616),
+        ("llama1_13b", "rmsnorm", 13_015_864_320),
+        ("llama1_30b", "rmsnorm", 32_528_943_616),
+        ("llama1_65b", "rmsnorm", 65_285_660_672),
+        ("llama2_70b", "rmsnorm", 68_976_648_192),
+        ("llama3_8b", "rmsnorm", 8_030_261_248),
+        ("llama3_70b", "rmsnorm", 70_553_706_496),
         ("mistral_7b", "rmsnorm", 7_241_732_096),
         ("mistral_7b_v0.3", "rmsnorm", 7_248_023_552),
         ("gemma_2b", "unit_offset_rmsnorm", 2_506_172_416),
@@ -170,9 +199,10 @@ def test_dyt_in_place_of_its_norm_travels_and_keeps_what_norms_multiply_by(tmp_p
     ],
 )
 def test_presets_have_as_many_parameters_as_what_was_published(preset, norm, parameters):
-    config = build_config(preset, norm, tie_word_embeddings=True if preset.startswith("gemma") else None)
-    assert count_parameters(config) == parameters
-    assert count_parameters(build_config(preset, "dyt")) > parameters - 10**6
+    assert count_parameters(build_config(preset, norm)) == parameters
+    config = build_config(preset, "dyt")
+    sites = len(family_of(config).layer_norms) * config.num_hidden_layers + 1
+    assert count_parameters(config) == parameters + sites + 1, "an alpha a site, and the embedding's scale"
 
 
 def test_a_window_is_seen_in_packed_documents_too(tmp_path):
@@ -190,3 +220,63 @@ def test_a_phi_that_no_release_has_is_refused(tmp_path, fields):
     PhiConfig(**TINY, **fields).save_pretrained(tmp_path)
     with pytest.raises(Exception, match="embd_pdrop above 0 and qk_layernorm are not there"):
         build_config(tmp_path)
+
+
+@pytest.mark.parametrize("case", ["llama", "mistral", "gemma", "phi"])
+def test_our_classes_read_a_plain_folder_with_the_norm_it_has(tmp_path, case):
+    """Not with DyT, which a config of ours has where nothing is said, and whose alphas would be new."""
+    theirs = made(case)
+    theirs.save_pretrained(tmp_path)
+    kind = type(load_pretrained(tmp_path))
+    ours, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    torch.testing.assert_close(ours.eval()(tokens()).logits, theirs(tokens()).logits, **CLOSE)
+
+
+def test_a_switch_that_transformers_class_has_not_makes_our_files_travel(tmp_path):
+    save_config(build_config("mistral_7b", "rmsnorm", **TINY, attention_bias=True), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert (written["model_type"], written["attention_bias"]) == ("mistral_dyt", True)
+    assert (tmp_path / "modeling_mistral_dyt.py").is_file()
+
+
+def test_a_window_in_the_config_of_a_llama_is_none(tmp_path):
+    """transformers' LLaMA has none, whatever its config says."""
+    LlamaConfig(**TINY, sliding_window=5).save_pretrained(tmp_path)
+    assert build_config(tmp_path).sliding_window is None
+
+
+def test_a_gemma_that_looks_ahead_is_refused(tmp_path):
+    GemmaConfig(**TINY, head_dim=32, use_bidirectional_attention=True).save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match="use_bidirectional_attention is not there"):
+        build_config(tmp_path)
+
+
+def test_heads_of_a_width_of_their_own_keep_it():
+    assert build_config("gemma_2b", hidden_size=512, num_attention_heads=4).head_dim == 256
+    wider = build_config("mistral_7b", hidden_size=100, num_attention_heads=6, num_key_value_heads=2, head_dim=32)
+    assert wider.head_dim == 32
+    assert build_config("7b", hidden_size=512, num_attention_heads=4).head_dim == 128
+    with pytest.raises(ConfigurationError, match="head_dim 33 is odd"):
+        build_config("gemma_2b", head_dim=33)
+
+
+@pytest.mark.parametrize("preset", ["llama3.2_1b", "mistral_7b", "gemma_7b", "phi_2"])
+def test_work_is_counted_from_the_matrices_there_are_and_what_attention_sees(preset):
+    config = build_config(preset, num_hidden_layers=2)
+    family = family_of(config)
+    matrices = {name: p.numel() for name, p in empty_model(config).named_parameters() if p.dim() == 2}
+    embedding, head = f"{family.decoder}.{family.embedding}.weight", f"{family.head}.weight"
+    matrices[head] = matrices.pop(embedding)  # the head multiplies, tied or not
+    assert family.matmul_parameters(config) == sum(matrices.values())
+    seen = 4096 if preset == "mistral_7b" else 8192
+    width = config.num_attention_heads * config.head_dim
+    assert family.flops_per_token(config, 8192) == 6 * sum(matrices.values()) + 12 * 2 * width * seen
+
+
+@pytest.mark.parametrize(
+    ("preset", "per_layer"), [("gemma_7b", 4 * 3072 + 4 * 4096 + 4 * 24576), ("phi_2", 2 * 2560 + 4 * 2560 + 2 * 10240)]
+)
+def test_activations_follow_the_heads_and_the_norms_there_are(preset, per_layer):
+    config = build_config(preset)
+    assert family_of(config).layer_activations(config) == per_layer

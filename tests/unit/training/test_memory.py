@@ -90,3 +90,14 @@ def test_the_loss_needs_a_chunk_of_logits_and_under_zbv_all_of_them():
     assert of_the_vocabulary("zbv", 0) == pytest.approx(4096 * 128256 * (2 + 4 + 4), rel=1e-3)
     # Chunks of 1024 tokens, whose fp32 logits take 512 MB, and the fp32 gradient of the head.
     assert of_the_vocabulary("1f1b", 1) == pytest.approx(128256 * (1024 * (2 + 4) + 4096 * 4), rel=1e-2)
+
+
+def test_a_tied_head_makes_as_much_for_the_loss_as_one_of_its_own_and_a_bias_makes_whole_logits():
+    def activations(**model):
+        config = build_config(num_hidden_layers=1, **model)
+        run = RunConfig.build(plugin="zero2", mixed_precision="bf16", batch_size=1, max_length=4096)
+        (memory,) = estimate_memory(run, config, 1)
+        return memory.activations
+
+    assert activations(name_or_path="7b", tie_word_embeddings=True) == activations(name_or_path="7b")
+    assert activations(name_or_path="phi_2") > 4096 * 51200 * (2 + 4 + 4)
