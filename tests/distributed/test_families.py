@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed import cases
+from tests.distributed import cases, family_cases
 from tests.distributed.matrix import MATRIX_LAYOUTS
 from tests.distributed.parity import check_all
 from tests.distributed.small_run import Layout, hybrid
@@ -47,3 +47,10 @@ def test_boosted_training_equals_plain_pytorch(pool, family: str, norm: str, lay
     precision = layout.precisions[0]
     results = pool(layout.world_size).run(cases.train, layout=layout, precision=precision, accumulation=2, **model)
     check_all(results, precision, UNSEEN, **model)
+
+
+@pytest.mark.parametrize("layout", [hybrid(2, tp=2), hybrid(2, tp=2, sp_mode="split_gather")], ids=str)
+def test_dropout_leaves_what_ranks_hold_alike_alike(pool, layout: Layout):
+    """Tensor-parallel ranks drop the same numbers of the hidden states that all of them have, or their norms part."""
+    first, second = pool(2).run(family_cases.norms_after_training_with_dropout, layout=layout)
+    assert first and first == second

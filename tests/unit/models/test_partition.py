@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from llama_dyt.models import FAMILIES, build_config, count_parameters, empty_model
+from llama_dyt.models import FAMILIES, build_config, count_parameters, empty_model, family_of
 from llama_dyt.models.partition import layers_of_stages, padded_vocabulary, partition
 from tests import forks
 
@@ -63,7 +63,7 @@ from colossalai.pipeline.stage_manager import PipelineStageManager
 from colossalai.shardformer import ShardConfig, ShardFormer
 
 from llama_dyt.boosters.layers.policy import DecoderPolicy
-from llama_dyt.models import FAMILIES, build_config, empty_model
+from llama_dyt.models import build_config, empty_model, family_of
 
 size, tp, pp = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 config = build_config(size)
@@ -76,7 +76,7 @@ for rank in (stage * tp + place for stage in range(pp) for place in (0, tp - 1))
         pipeline_stage_manager=stages,
         enable_tensor_parallelism=True,
     )
-    policy = DecoderPolicy(FAMILIES.get("llama_dyt"), torch.bfloat16, torch.device("meta"))
+    policy = DecoderPolicy(family_of(config), torch.bfloat16, torch.device("meta"))
     # The engine takes the device of a group from its backend and knows no fake one.
     with mock.patch.object(dist, "get_backend", lambda group=None: "gloo"):
         model, _ = ShardFormer(shard).optimize(empty_model(config), policy=policy)
@@ -86,17 +86,17 @@ for rank in (stage * tp + place for stage in range(pp) for place in (0, tp - 1))
 """
 
 
-def test_the_policy_cuts_70b_over_32_ranks_as_the_arithmetic_says():
+@pytest.mark.parametrize(("size", "tp", "pp"), [("70b", 8, 4), ("gemma_7b", 4, 2), ("phi_2", 4, 2)])
+def test_the_policy_cuts_a_model_over_its_ranks_as_the_arithmetic_says(size, tp, pp):
     """The real policy, on the meta device, as the first and last rank of every stage of a group that only pretends."""
-    tp, pp = 8, 4
-    outcome = forks.run(["-c", SHARD_AS_RANKS, "70b", str(tp), str(pp)])
+    outcome = forks.run(["-c", SHARD_AS_RANKS, size, str(tp), str(pp)])
     assert outcome.returncode == 0, outcome.stderr
-    config = build_config("70b")
-    stages = partition(shapes_of(config), FAMILIES.get("llama_dyt"), tp, pp)
+    config = build_config(size)
+    stages = partition(shapes_of(config), family_of(config), tp, pp, tied=config.tie_word_embeddings)
     ranks = [json.loads(line) for line in outcome.stdout.splitlines()]
     assert [(stage, tp_rank) for stage, tp_rank, _ in ranks] == [(s, r) for s in range(pp) for r in (0, tp - 1)]
     for stage, _, held in ranks:
         assert {name: tuple(shape) for name, shape in held.items()} == stages[stage].shapes
     held_by_all = tp * sum(math.prod(shape) for _, rank, held in ranks if rank == 0 for shape in held.values())
-    counted_again = sum((tp - 1) * stage.num_replicated + stage.num_padding for stage in stages)
-    assert held_by_all - counted_again == count_parameters(config) == 68_976_648_354
+    counted_again = sum((tp - 1) * stage.num_replicated + stage.num_padding + tp * stage.num_copied for stage in stages)
+    assert held_by_all - counted_again == count_parameters(config)
