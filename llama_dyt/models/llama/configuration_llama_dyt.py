@@ -81,7 +81,7 @@ class LlamaDytConfig(LlamaConfig):
         return super().from_dict(config_dict, **kwargs)
 
     @property
-    def norm_eps(self) -> float:
+    def eps_of_norms(self) -> float:
         """What a norm adds to what it takes the root of."""
         return self.rms_norm_eps
 

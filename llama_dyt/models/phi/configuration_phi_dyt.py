@@ -51,5 +51,5 @@ class PhiDytConfig(LlamaDytConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def norm_eps(self) -> float:
+    def eps_of_norms(self) -> float:
         return self.layer_norm_eps

@@ -10,7 +10,7 @@ from llama_dyt.norms.norm_spec import NormSpec
 def build(config: Any, place: str) -> Any:
     from llama_dyt.norms.layers.layer_norm import LayerNorm
 
-    return LayerNorm(config.hidden_size, eps=config.norm_eps)
+    return LayerNorm(config.hidden_size, eps=config.eps_of_norms)
 
 
 def starting_value(parameter: str, config: Any, place: str) -> float:
