@@ -18,8 +18,9 @@ from llama_dyt.config.run import all_options
 from llama_dyt.core import extensions
 from llama_dyt.core.ranks import Fact
 from llama_dyt.core.store import at
-from llama_dyt.data.opening import open_data, open_sources
+from llama_dyt.data.opening import open_sources
 from llama_dyt.data.tokenizing.tokenizer import tokenizer_fingerprint
+from llama_dyt.data.validation_sets import open_training
 from llama_dyt.training.checkpoint.marker import MARKER
 from llama_dyt.training.plan import Plan
 
@@ -84,7 +85,8 @@ def _data(plan: Plan) -> dict[str, Fact]:
         return {}
     facts, where = {}, _absolute(plan.dataset) if os.path.exists(plan.dataset) else plan.dataset
     if plan.run.kind == "finetune":
-        facts["the data"] = Fact(open_data(plan.dataset, plan.read_options).fingerprint, where)
+        source = open_training(plan.dataset, plan.run.validation.validation_fraction, plan.read_options)
+        facts["the data"] = Fact(source.fingerprint, where)
     else:
         for source in open_sources(plan.dataset, plan.tokenizer, plan.loader_options):
             course = (

@@ -6,8 +6,10 @@ sees itself alone and has the positions that it would have by itself, so they le
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +75,7 @@ class InstructionBatches(Prefetcher):
             "max_length": max_length,
             "rule for too long examples": str(too_long or TooLong()),
             "packing": "best fit" if pack else "none",
+            "chat template": _digest(tokenizer),
         }
         if state is not None and state["dataset"] == source.former_fingerprint:
             raise DataError(
@@ -94,13 +97,19 @@ class InstructionBatches(Prefetcher):
 def _check_marks(state: dict | None, marks: dict) -> None:
     if state is None:
         return
-    state = _FORMER_MARKS | state
+    state = {"chat template": marks["chat template"]} | _FORMER_MARKS | state
     changed = [name for name, value in marks.items() if state[name] != value]
     if changed:
         raise DataError(
             f"the data position in the checkpoint belongs to another {' and '.join(changed)}; restore what the run "
             "began with to resume, or start a new run with --model_path"
         )
+
+
+def _digest(tokenizer: Any) -> str:
+    """Of its chat template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return "none" if template is None else hashlib.sha256(repr(template).encode()).hexdigest()[:16]
 
 
 class _ExampleOrder:
