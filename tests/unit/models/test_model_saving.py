@@ -193,6 +193,9 @@ def test_the_documented_ways_to_load_a_folder_ask_nothing_and_warn_of_nothing(tm
 REGISTRATION = {
     "config alone does not import torch": "import llama_dyt.config, sys; assert 'torch' not in sys.modules",
     "package first": "import llama_dyt; from transformers import AutoModelForCausalLM as M, AutoConfig as C; TRY",
+    "our classes alone": "import llama_dyt; from transformers import AutoModelForCausalLM as M, AutoConfig as C;"
+    "from transformers import AutoModel as A;"
+    "from llama_dyt.models import LlamaDytConfig as D; A.from_config(D(num_hidden_layers=1, hidden_size=32)); TRY",
     "inside transformers' own imports": "import llama_dyt, transformers.models.llama.modeling_llama;"
     "from transformers import AutoModelForCausalLM as M, AutoConfig as C; TRY",
 }
