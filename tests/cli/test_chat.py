@@ -208,7 +208,7 @@ PARALLEL = {"fsdp": {"plugin": "fsdp"}, "gemini": {"plugin": "gemini"}, "tp": {"
 @pytest.mark.parametrize("changes", PARALLEL.values(), ids=PARALLEL)
 def test_answers_are_the_checkpoints_however_weights_are_cut(pretrained, data, tmp_path, changes):
     write_lines(tmp_path / "asked.jsonl", [{"messages": talk(number)} for number in range(4)])
-    asked = {"generate_every": NUM_STEPS, "generate_prompts": "asked.jsonl", "generate_tokens": 6}
+    asked = {"generate_every": NUM_STEPS, "generate_prompts": "asked.jsonl", "generate_tokens": 6, "num_epochs": 4}
     precision = {"mixed_precision": "bf16"} if changes["plugin"] == "gemini" else {}
     flags = chat_flags(pretrained, data, **asked, **precision, **changes)
     run = Run(tmp_path / "run", flags, Command("finetune", flags, tmp_path, "torchrun", 2).run())
