@@ -53,12 +53,12 @@ class Size:
     held_out: int = 50
     longest: int = 4
     hidden: int = 128
-    layers: int = 3
+    layers: int = 2
     pretraining_steps: int = 1500
-    tuning_steps: int = 500
+    tuning_steps: int = 2500
     batch: int = 16
     length: int = 64
-    lr: float = 2e-3
+    lr: float = 4e-3
 
 
 def make_words(size: Size, seed: int) -> tuple[list[str], list[str]]:
@@ -127,7 +127,7 @@ def pretrain(folder: Path, size: Size, run: Start = start) -> None:
     model = ["--config", "15m", "--norm", "dyt", "--hidden_width", size.hidden, "--num_layers", size.layers]
     model += ["--num_heads", 4, "--num_key_value_heads", 4, "--intermediate_size", 8 * size.hidden // 3]
     for place in ("attn", "ffn", "dec"):
-        model += [f"--{place}_alpha_init_value", 4]
+        model += [f"--{place}_alpha_init_value", 2]
     steps = size.pretraining_steps
     data = ["--dataset", "text.jsonl", "--tokenizer", "tokenizer", "--num_epochs", 1000, "--max_steps", steps]
     run("pretrain", [*model, *data, *common(size, steps), "--save_dir", "pretrained"], folder)

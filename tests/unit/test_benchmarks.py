@@ -16,6 +16,7 @@ sys.path.append(str(REPOSITORY / "benchmarks"))  # as `python benchmarks/breakdo
 
 from benchmarks.breakdown import REST, device_seconds, table, term_of, union_seconds  # noqa: E402
 from benchmarks.steps import compare_losses  # noqa: E402
+from benchmarks.string_tasks import TASKS, Size, write_data  # noqa: E402
 
 
 def test_the_ratio_of_pairs_is_not_moved_by_what_hits_both_sides():
@@ -122,3 +123,15 @@ def test_the_newest_report_of_a_benchmark_makes_its_table(tmp_path):
     page = printed("--results", str(tmp_path))
     assert "| new / bare | 1.500 (1.400 to 1.600, 10 pairs) |" in page and "| MB | 1,234.5 |" in page
     assert "old" not in page.split("<!-- tables begin")[1]
+
+
+def test_words_that_are_asked_are_in_nothing_that_is_learned(tmp_path):
+    size = Size(words=60, held_out=5)
+    write_data(tmp_path, size, seed=0)
+    rows = {name: (tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("text", "pairs", "chats", "asked")}
+    asked = [json.loads(line) for line in rows["asked"]]
+    words = {row["prompt"].split(": ")[1].strip() for row in asked}
+    assert len(words) == 5 and len(asked) == 5 * len(TASKS)
+    learned = {json.loads(line)["prompt"].split(": ")[1].strip() for line in rows["pairs"]}
+    assert len(learned) == 60 and not words & learned
+    assert all(row["expected"] == TASKS[row["task"]](row["prompt"].split(": ")[1].strip()) for row in asked)
