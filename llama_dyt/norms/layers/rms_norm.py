@@ -32,7 +32,11 @@ class RMSNorm(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         wide = x.to(dtype)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (self.weight.to(dtype) * wide).to(x.dtype)
+        return (self.factor(dtype) * wide).to(x.dtype)
+
+    def factor(self, dtype: torch.dtype) -> Tensor:
+        """What each channel is multiplied by, (hidden_size,) in `dtype`."""
+        return self.weight.to(dtype)
 
     def extra_repr(self) -> str:
         return f"{self.hidden_size}, eps={self.eps}"
