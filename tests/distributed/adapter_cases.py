@@ -39,8 +39,6 @@ from tests.distributed.training_cases import Trace
 NUM_STEPS = 3
 SAVE_AT = 3
 ONE = ProcessEnvironment(0, 1)
-TIED = "tied"
-"""The kind of adapter that sits on a model whose head is its embedding."""
 PREFIX = "base_model.model."
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -54,8 +52,22 @@ KINDS: dict[str, dict[str, Any]] = {
         "use_rslora": True,
         "modules_to_save": ["input_layernorm", "post_attention_layernorm", "norm"],
     },
+    "mistral_7b": {"target_modules": "all-linear"},
+    "gemma_2b": {"target_modules": ["embed_tokens", "q_proj", "o_proj", "gate_proj"], "use_dora": True},
+    "phi_2": {
+        "target_modules": ["q_proj", "dense", "fc1", "fc2", "lm_head"],
+        "use_dora": True,
+        "modules_to_save": ["input_layernorm", "final_layernorm"],
+    },
 }
-"""What is asked of peft's LoraConfig."""
+"""What is asked of peft's LoraConfig; on a LLaMA with DyT unless MODELS says otherwise."""
+MODELS: dict[str, dict[str, Any]] = {
+    "tied": {"tied": True},
+    "mistral_7b": {"family": "mistral_7b", "norm": "rmsnorm"},
+    "gemma_2b": {"family": "gemma_2b", "norm": "unit_offset_rmsnorm", "tied": True},
+    "phi_2": {"family": "phi_2", "norm": "layernorm"},
+}
+"""What `small_run.model_config` is given for a kind."""
 
 
 @dataclass
@@ -88,7 +100,7 @@ def save_with_peft(kind: str, folder: Path, layers: int = 2) -> nn.Module:
     import peft
 
     torch.manual_seed(5)
-    base = small_run.small_model(num_layers=layers, tied=kind == TIED)
+    base = small_run.small_model(num_layers=layers, **MODELS.get(kind, {}))
     model = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=7, **KINDS[kind]))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -123,9 +135,9 @@ def our_name(name: str) -> str:
     return name.removesuffix(".weight") if name.endswith("lora_magnitude_vector.weight") else name
 
 
-def boost(run: Any, folder: Path, layers: int, tied: bool) -> Boosted:
+def boost(run: Any, folder: Path, layers: int, kind: str) -> Boosted:
     """The small model with the adapter in a folder, under the run's plugin."""
-    model = empty_model(small_run.model_config(num_layers=layers, tied=tied))
+    model = empty_model(small_run.model_config(num_layers=layers, **MODELS.get(kind, {})))
     recompute_activations(model, run.model.recomputed_share)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     adapter: Adapter = read_adapter(folder, model)
@@ -147,12 +159,10 @@ def digest(part: torch.Tensor) -> str:
     return hashlib.sha256(part.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def train(
-    layout: Layout, precision: str, folder: str, tied: bool = False, accumulation: int = 1, **flags: Any
-) -> Adapted:
+def train(layout: Layout, precision: str, folder: str, kind: str, accumulation: int = 1, **flags: Any) -> Adapted:
     """Train the adapter in a folder, on every rank of a pool."""
     run = small_run.run_config(layout, precision, accumulation, model_path="base", norm=None, adapter=folder, **flags)
-    boosted = boost(run, Path(folder), num_layers(layout), tied)
+    boosted = boost(run, Path(folder), num_layers(layout), kind)
     before = frozen_digests(boosted)
     gradients: dict[str, torch.Tensor] = {}
     losses, norms = [], []

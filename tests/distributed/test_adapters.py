@@ -37,6 +37,7 @@ EVERY_TIME = {
     (TP, "DoRA everywhere, norms too"),
     (hybrid(2, tp=2, sp_mode="split_gather"), "DoRA everywhere, norms too"),
     (hybrid(4, tp=2, pp=2), "linears"),
+    (TP, "phi_2"),
 }
 CASES = [
     pytest.param(layout, kind, marks=[] if (layout, kind) in EVERY_TIME else [pytest.mark.matrix])
@@ -87,7 +88,7 @@ def check_as_peft(pool, reference, layout: Layout, kind: str, **way):
         layout=layout,
         precision=precision,
         folder=str(folder),
-        tied=kind == adapter_cases.TIED,
+        kind=kind,
         **way,
     )
     gradients = whole([result.gradients for result in results])

@@ -65,6 +65,11 @@ class MultipliedEmbedding(nn.Embedding):
         # Neither parameter nor buffer, which would be cast and saved; a number, whatever the model's device.
         self.scale = torch.tensor(scale, device="cpu")
 
+    @property
+    def embed_scale(self) -> Tensor:
+        """As `ScaledEmbedding`'s."""
+        return self.scale
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """(batch, sequence) ids to (batch, sequence, hidden_size) in the weight's dtype."""
         return scaled(super().forward(input_ids), self.scale)

@@ -9,7 +9,14 @@ import pytest
 import torch
 from model_cases import tiny_config, tiny_model, tokens
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PhiConfig,
+)
 
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core.errors import CheckpointError, ConfigurationError
@@ -174,6 +181,34 @@ def test_an_adapter_of_a_plain_llama_is_merged_into_its_own_folder(tmp_path):
     assert json.loads((tmp_path / "merged/config.json").read_text())["model_type"] == "llama"
     merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "small")
     assert {tensor.dtype for tensor in load_file(tmp_path / "small/model.safetensors").values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("config", "targets"),
+    [
+        (MistralConfig, ["q_proj", "down_proj", "embed_tokens"]),
+        (GemmaConfig, ["o_proj", "embed_tokens"]),
+        (PhiConfig, ["dense", "fc1", "embed_tokens", "lm_head"]),
+    ],
+)
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_an_adapter_of_another_familys_own_class_gives_the_same_here(tmp_path, config, targets, use_dora):
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    width = {} if config is PhiConfig else {"head_dim": 16, "num_key_value_heads": 2}
+    plain = AutoModelForCausalLM.from_config(config(vocab_size=131, pad_token_id=0, **sizes, **width))
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    plain.save_pretrained(tmp_path / "base")
+    asked = peft.LoraConfig(r=4, target_modules=targets, use_dora=use_dora)
+    theirs = spread(peft.get_peft_model(plain, asked))
+    theirs.save_pretrained(tmp_path / "adapter")
+    ids = tokens()
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        same(with_adapter(load_pretrained(tmp_path / "base"), tmp_path / "adapter")(ids).logits, expected)
+        merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+        same(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(ids).logits, expected)
 
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
