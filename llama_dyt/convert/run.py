@@ -26,6 +26,7 @@ from llama_dyt.core.problem import Problem
 from llama_dyt.core.store import at, store_of
 from llama_dyt.data.loaders.packed import TokenBatches
 from llama_dyt.data.loaders.step import IGNORE_INDEX, BatchShape
+from llama_dyt.data.opening import check_data
 from llama_dyt.data.tokenizing.tokenizer import check_vocabulary, load_tokenizer
 
 Say = Callable[[str], None]
@@ -45,6 +46,8 @@ def convert(settings: ConvertSettings, say: Say) -> Path:
     target = TARGETS.get(settings.target)
     if settings.push_to_hub is not None and (problem := hub.why_no_push(settings.push_to_hub)) is not None:
         raise ConfigurationError(problem)
+    if settings.calibrate is not None and (problems := check_data(settings.calibrate, flag="calibrate")):
+        raise ConfigurationError(problems)
     path = _input(settings)
     source = source_of(path, settings.source)
     if settings.config is not None and not source.takes_config:

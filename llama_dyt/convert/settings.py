@@ -174,10 +174,6 @@ def _problems(settings: ConvertSettings) -> list[str]:
         given, other = ("norm", "calibrate") if settings.calibrate is None else ("calibrate", "norm")
         reason = f"goes with --{other}"
         problems.append(Problem(given, getattr(settings, given), reason, "give both, or neither", clause=True))
-    elif settings.calibrate is not None:
-        from llama_dyt.data.opening import check_data
-
-        problems += check_data(settings.calibrate, flag="calibrate")
     if settings.shards > 1 and not TARGETS.get(settings.target).divided:
         reason = f"--to {settings.target} is not divided by tensor-parallel ranks"
         problems.append(Problem("shards", settings.shards, reason, "leave it out; --max_shard_size bounds its files"))

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from llama_dyt.convert.calibrate import calibrate
+from llama_dyt.convert.run import convert
 from llama_dyt.convert.settings import read_conversion
 from llama_dyt.convert.weights import Stored, Weights
+from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.models import build_config, build_model, load_pretrained
 from llama_dyt.norms.fitting import fit_dynamic_tanh
 from llama_dyt.norms.layers.dynamic_tanh import dynamic_tanh
@@ -111,15 +113,18 @@ def test_a_fitted_model_is_nearer_than_one_whose_norms_are_only_exchanged(tmp_pa
 
 def test_it_needs_text_and_another_norm(tmp_path):
     model = trained("15m")
-    with pytest.raises(Exception, match="--norm rmsnorm: it cannot be fitted"):
+    with pytest.raises(ConfigurationError, match="--norm rmsnorm: it cannot be fitted"):
         calibrate(weights_of(model), "rmsnorm", [text(4, 0)])
     fitted = calibrate(weights_of(model), "dyt", [text(4, 0)])
-    with pytest.raises(Exception, match="--norm dyt: the model has that norm already"):
+    with pytest.raises(ConfigurationError, match="--norm dyt: the model has that norm already"):
         calibrate(fitted.weights, "dyt", [text(4, 0)])
     paths = ["-i", str(tmp_path), "-o", str(tmp_path / "out")]
     assert "--norm dyt goes with --calibrate" in str(read_conversion([*paths, "--norm", "dyt"])[1])
     text_file = tmp_path / "text.jsonl"
     text_file.write_text(json.dumps({"text": "a text"}))
     assert "goes with --norm" in str(read_conversion([*paths, "--calibrate", str(text_file)])[1])
-    wrong = read_conversion([*paths, "--norm", "dyt", "--calibrate", str(tmp_path / "absent.jsonl")])[1]
-    assert "--calibrate" in str(wrong) and "no such file" in str(wrong)
+    settings, problems = read_conversion([*paths, "--norm", "dyt", "--calibrate", str(tmp_path / "absent.jsonl")])
+    assert problems == []
+    with pytest.raises(ConfigurationError, match=r"--calibrate .*absent\.jsonl: no such file"):
+        convert(settings, print)
+    assert not (tmp_path / "out").exists()
