@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from llama_dyt.convert.card import write_card
 from llama_dyt.convert.target import Job
@@ -26,11 +26,11 @@ ORIGINAL = "original/tokenizer.model"
 """Meta's own file in folders for HuggingFace, where it is in a form that these do not read."""
 
 
-def write_folder(job: Job, folder: Path, plain: dict[str, Any] | None) -> dict[str, str]:
+def write_folder(job: Job, folder: Path, plain: PretrainedConfig | None) -> dict[str, str]:
     """Write config, weights, tokenizer, generation config and card.
 
     Args:
-        plain: fields of a config.json for transformers' own classes; None: our classes, whose files go with it.
+        plain: the config of transformers' own class that means the same; None: our classes, whose files go with it.
 
     Returns:
         name → SHA-256 of the files of tensors.
@@ -67,7 +67,7 @@ def _ends(job: Job) -> dict[str, int | None]:
     return {"bos_token_id": job.tokenizer.bos_token_id, "eos_token_id": job.tokenizer.eos_token_id}
 
 
-def _write_config(job: Job, folder: Path, plain: dict[str, Any] | None) -> None:
+def _write_config(job: Job, folder: Path, plain: PretrainedConfig | None) -> None:
     ends = {} if _has_generation(job) else _ends(job)
     name = str(job.weights.dtype).removeprefix("torch.")
     if plain is None:
@@ -76,15 +76,10 @@ def _write_config(job: Job, folder: Path, plain: dict[str, Any] | None) -> None:
         fields = json.loads(path.read_text(encoding="utf-8")) | {"dtype": name} | ends
         files.write_text(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
         return
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    fields = {key: value for key, value in plain.items() if key != "model_type"}
-    config = AutoConfig.for_model(plain["model_type"], **fields)
     for key, value in ends.items():
-        setattr(config, key, value)
-    config.architectures = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
-    config.dtype = name
-    config.save_pretrained(folder)
+        setattr(plain, key, value)
+    plain.dtype = name
+    plain.save_pretrained(folder)
 
 
 def _has_generation(job: Job) -> bool:

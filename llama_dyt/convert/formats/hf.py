@@ -54,9 +54,9 @@ class HuggingFace:
 
     def write(self, job: Job, folder: Path) -> dict[str, str]:
         from llama_dyt.convert.hf_model import write_folder
-        from llama_dyt.convert.plain_config import plain_fields
+        from llama_dyt.models.saved_config import plain_config
 
-        return write_folder(job, folder, plain_fields(job.weights.config))
+        return write_folder(job, folder, plain_config(job.weights.config))
 
     def logits(self, folder: Path, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
         from llama_dyt.convert.hf_model import logits_of_folder

@@ -188,9 +188,9 @@ class Meta:
 
     @contextmanager
     def open(self, path: Path, config: str | None) -> Iterator[Opened]:
+        from llama_dyt.convert.hf_config import config_of
         from llama_dyt.convert.meta_figures import figures
         from llama_dyt.convert.pieces import put_together
-        from llama_dyt.convert.plain_config import config_of
         from llama_dyt.convert.source import Opened
         from llama_dyt.convert.tiktoken_file import is_tiktoken, load_tiktoken
 
@@ -224,11 +224,11 @@ class Meta:
     def problems(self, weights: Weights, num_shards: int) -> list[str]:
         from llama_dyt.convert.decoder import llama
         from llama_dyt.convert.meta_figures import SCALED_ROPE
-        from llama_dyt.convert.plain_config import plain_fields
         from llama_dyt.models import family_of
+        from llama_dyt.models.saved_config import plain_config
 
         config = weights.config
-        if family_of(config) is not llama() or plain_fields(config) is None:
+        if family_of(config) is not llama() or plain_config(config) is None:
             what = f"a {family_of(config).in_words} with norm {config.norm_type}"
             return [f"--to meta: Meta's code knows plain LLaMAs alone, and this is {what}"]
         found = []

@@ -240,8 +240,8 @@ class NeoX:
 
     @contextmanager
     def open(self, path: Path, config: str | None) -> Iterator[Opened]:
+        from llama_dyt.convert.hf_config import config_of
         from llama_dyt.convert.pieces import put_together
-        from llama_dyt.convert.plain_config import config_of
         from llama_dyt.convert.source import Opened
 
         settings, where = _read_yml(path, config)
