@@ -7,6 +7,7 @@ every problem of a run be reported in one go. jsonargparse and tyro stop there t
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -143,6 +144,33 @@ def read_values(entry: Entry, argv: Sequence[str] | None = None) -> tuple[dict[s
         except ConfigurationError as error:
             problems += error.problems
     return {**from_file, **from_flags}, problems
+
+
+def read_settings(
+    name: str, what: str, groups: Sequence[tuple[str, type, tuple[Option, ...]]], argv: Sequence[str] | None = None
+) -> tuple[list[Any], list[str]]:
+    """(the settings of each group, problems) of a program that is no run; a flag that cannot be read has its default.
+
+    What it names by --import is imported first.
+
+    Args:
+        name, what: the program's, without `.py`, and what it does.
+        groups: (title, dataclass of settings, the flags that fill it), in the order of `--help`.
+    """
+    problems = import_extensions(argv)
+    described = tuple((title, settings.__doc__, options) for title, settings, options in groups)
+    values, unread = read_values(Entry(name, what, described, tuple(all_options())), argv)
+    problems += unread
+    made = []
+    for _, settings, options in groups:
+        chosen = {}
+        for opt in options:
+            value = values.get(opt.name, opt.default[name])
+            chosen[opt.field] = os.path.expanduser(value) if opt.path and isinstance(value, str) else value
+            if (text := opt.out_of_range(chosen[opt.field])) and text not in problems:
+                problems.append(text)
+        made.append(settings(**chosen))
+    return made, problems
 
 
 def build_parser(kind: Kind) -> argparse.ArgumentParser:

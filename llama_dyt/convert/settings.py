@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_dyt.config.cli import Entry, import_extensions, read_values
+from llama_dyt.config.cli import read_settings
 from llama_dyt.config.options import Option, option, options_of
-from llama_dyt.config.run import all_options
 from llama_dyt.convert.source import SOURCES
 from llama_dyt.convert.target import TARGETS
 from llama_dyt.core.errors import ConfigurationError
@@ -22,7 +20,6 @@ CONVERT = "convert"
 _HERE = (CONVERT,)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_PATHS = ("input_path", "output_path", "tokenizer", "config", "config_file", "calibrate")
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,15 @@ class ConvertSettings:
     """One checkpoint in, one out."""
 
     input_path: str | None = option(
-        None, "What is converted: a folder or file, or a hub name.", short="-i", entries=_HERE, metavar="PATH|HUB_NAME"
+        None,
+        "What is converted: a folder or file, or a hub name.",
+        short="-i",
+        entries=_HERE,
+        metavar="PATH|HUB_NAME",
+        path=True,
     )
     output_path: str | None = option(
-        None, "Folder for the result; it must not be there yet.", short="-o", entries=_HERE, metavar="FOLDER"
+        None, "Folder for the result; it must not be there yet.", short="-o", entries=_HERE, metavar="FOLDER", path=True
     )
     source: str | None = option(
         None,
@@ -56,6 +58,7 @@ class ConvertSettings:
         short="-c",
         entries=_HERE,
         metavar="NAME|PATH",
+        path=True,
     )
     tokenizer: str | None = option(
         None,
@@ -63,6 +66,7 @@ class ConvertSettings:
         "input's.",
         entries=_HERE,
         metavar="PATH|HUB_NAME",
+        path=True,
     )
     verify: bool = option(
         False,
@@ -104,6 +108,7 @@ class ConvertSettings:
         "YAML whose keys are these flags; a flag on the command line wins over it.",
         entries=_HERE,
         metavar="FILE",
+        path=True,
     )
     imports: tuple[str, ...] = option(
         (),
@@ -132,19 +137,8 @@ def read_conversion(argv: Sequence[str] | None = None) -> tuple[ConvertSettings,
 
     What it names by --import is imported first.
     """
-    problems = import_extensions(argv)
-    entry = Entry(
-        CONVERT,
-        "Convert checkpoints of other programs and ours into one another, a tensor at a time.",
-        (("conversion", ConvertSettings.__doc__, options()),),
-        tuple(all_options()),
-    )
-    values, unread = read_values(entry, argv)
-    problems += unread
-    for name in _PATHS:
-        if isinstance(values.get(name), str):
-            values[name] = os.path.expanduser(values[name])
-    settings = ConvertSettings(**{opt.field: values[opt.name] for opt in options() if opt.name in values})
+    what = "Convert checkpoints of other programs and ours into one another, a tensor at a time."
+    (settings,), problems = read_settings(CONVERT, what, [("conversion", ConvertSettings, options())], argv)
     return settings, problems + [problem for problem in _problems(settings) if problem not in problems]
 
 
@@ -161,7 +155,7 @@ def parse_conversion(argv: Sequence[str] | None = None) -> ConvertSettings:
 
 
 def _problems(settings: ConvertSettings) -> list[str]:
-    problems: list[str] = [text for opt in options() if (text := opt.out_of_range(getattr(settings, opt.field)))]
+    problems: list[str] = []
     if settings.input_path is None:
         problems.append(Problem("input_path", None, "say what is to be converted"))
     if settings.output_path is None:

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llama_dyt.config.cli import Entry, import_extensions, read_values
+from llama_dyt.config.cli import read_settings
 from llama_dyt.config.options import Option, option, options_of
-from llama_dyt.config.run import all_options
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.data.formats.format import FORMATS
 from llama_dyt.data.formats.sources import SAMPLE_FOLDER, ReadOptions
@@ -22,7 +21,6 @@ PREPARE_DATA = "prepare_data"
 WRITTEN_AS = ("shards", "arrow")
 _HERE = (PREPARE_DATA,)
 _LEAST_PIECES = 300
-_PATHS = ("dataset", "output_path", "tokenizer", "config_file")
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class PrepareSettings:
         spellings=("data_path",),
         entries=_HERE,
         metavar="NAME|PATH",
+        path=True,
     )
     text_field: str = option(
         "text", "The field, or column, that holds the text of a record.", entries=_HERE, metavar="NAME"
@@ -48,6 +47,7 @@ class PrepareSettings:
         short="-o",
         entries=_HERE,
         metavar="FOLDER",
+        path=True,
     )
     tokenizer: str | None = option(
         None,
@@ -55,6 +55,7 @@ class PrepareSettings:
         f"of the sample corpus, else {DEFAULT_TOKENIZER}. It is saved in the output folder.",
         entries=_HERE,
         metavar="PATH|HUB_NAME",
+        path=True,
     )
     train_tokenizer: int | None = option(
         None,
@@ -108,6 +109,7 @@ class PrepareSettings:
         "YAML whose keys are these flags; a flag on the command line wins over it.",
         entries=_HERE,
         metavar="FILE",
+        path=True,
     )
 
     imports: tuple[str, ...] = option(
@@ -157,31 +159,18 @@ def read_preparation(argv: Sequence[str] | None = None) -> tuple[PrepareSettings
 
     What it names by --import is imported first.
     """
-    problems = import_extensions(argv)
     of_formats = format_options()
-    entry = Entry(
+    (settings, *own), problems = read_settings(
         PREPARE_DATA,
         "Tokenize text once, in parallel, into shards that training maps into memory.",
-        (
-            ("preparation", PrepareSettings.__doc__, options()),
-            *((name, FORMATS.get(name).settings.__doc__, flags) for name, flags in of_formats.items()),
-        ),
-        tuple(all_options()),
+        [
+            ("preparation", PrepareSettings, options()),
+            *((name, FORMATS.get(name).settings, flags) for name, flags in of_formats.items()),
+        ],
+        argv,
     )
-    values, unread = read_values(entry, argv)
-    problems += unread
-    for name in _PATHS:
-        if isinstance(values.get(name), str):
-            values[name] = os.path.expanduser(values[name])
-    formats = {}
-    for name, flags in of_formats.items():
-        problems += [text for opt in flags if (text := opt.out_of_range(values.get(opt.name)))]
-        own = {opt.field: values.pop(opt.name) for opt in flags if opt.name in values}
-        formats[name] = FORMATS.get(name).settings(**own)
-    settings = PrepareSettings(
-        **{opt.field: values[opt.name] for opt in options() if opt.name in values}, formats=formats
-    )
-    return settings, problems + [p for p in _collect_problems(settings) if p not in problems]
+    settings = replace(settings, formats=dict(zip(of_formats, own, strict=True)))
+    return settings, problems + [problem for problem in _problems(settings) if problem not in problems]
 
 
 def parse_preparation(argv: Sequence[str] | None = None) -> PrepareSettings:
@@ -196,8 +185,8 @@ def parse_preparation(argv: Sequence[str] | None = None) -> PrepareSettings:
     return settings
 
 
-def _collect_problems(settings: PrepareSettings) -> list[str]:
-    problems = [text for opt in options() if (text := opt.out_of_range(getattr(settings, opt.field)))]
+def _problems(settings: PrepareSettings) -> list[str]:
+    problems: list[str] = []
     if settings.output_path is None:
         problems.append("--output_path: say into which folder the prepared data shall go")
     if settings.dataset is None and not settings.verify:
