@@ -16,7 +16,7 @@ from llama_dyt.data.opening import open_data, source_options
 from llama_dyt.data.order.held_out import OneSide
 from llama_dyt.data.order.mixed_records import MixedRecords, RepeatedSource
 from llama_dyt.data.order.mixture_file import is_mixture, read_mixture
-from llama_dyt.data.sample import build_sample_corpus
+from llama_dyt.data.sample import VALIDATION_FRACTION, build_sample_corpus
 from llama_dyt.data.settings import ValidationSettings
 
 
@@ -116,10 +116,10 @@ def choose_sets(dataset: str, settings: ValidationSettings, sample_folder: str =
             else:
                 sets += [
                     replace(chosen, field=source.field, columns=source.columns)
-                    for chosen in _held_out(source.name, source.path, fraction)
+                    for chosen in _held_out(source.name, source.path, fraction, sample_folder)
                 ]
     else:
-        sets = _held_out(set_name(dataset), dataset, fraction)
+        sets = _held_out(set_name(dataset), dataset, fraction, sample_folder)
     if not sets:
         raise ConfigurationError(
             f"--validation_freq {settings.validation_freq}: nothing to validate on; give --validation_dataset, or "
@@ -132,13 +132,15 @@ def _best_split(dataset: str) -> str:
     return "validation" if "validation" in format_of(dataset).splits(dataset) else "train"
 
 
-def _held_out(name: str, dataset: str, fraction: float | None) -> list[ValidationSet]:
+def _held_out(name: str, dataset: str, fraction: float | None, sample_folder: str) -> list[ValidationSet]:
     if "validation" in format_of(dataset).splits(dataset):
         return [ValidationSet(name, dataset, split="validation")]
     if fraction is None or format_of(dataset).is_tokenized:  # of tokens nothing can be held out any more
         return []
     if dataset == SAMPLE:
-        dataset = build_sample_corpus().train_glob
+        # Both shares are of the same hash: up to its own, what training leaves out lies in the sample's held-out file.
+        corpus = build_sample_corpus(sample_folder)
+        dataset = corpus.validation_file if fraction <= VALIDATION_FRACTION else corpus.train_glob
     return [ValidationSet(name, dataset, fraction)]
 
 

@@ -10,12 +10,15 @@ from loading import open_text
 
 from llama_dyt.core.errors import DataError
 from llama_dyt.data import sample as module
+from llama_dyt.data.formats.sources import ReadOptions
 from llama_dyt.data.opening import open_data
 from llama_dyt.data.order.held_out import is_held_out
 from llama_dyt.data.sample import VALIDATION_FRACTION, build_sample_corpus, sample_documents
 from llama_dyt.data.sample_tokens import prepare_sample
+from llama_dyt.data.settings import ValidationSettings
 from llama_dyt.data.tokenizing.encode import encode_batch
 from llama_dyt.data.tokenizing.tokenizer import load_tokenizer, tokenizer_fingerprint
+from llama_dyt.data.validation_sets import choose_sets, open_training
 from llama_dyt.training.evaluation.baselines import (
     TextCounts,
     count_text,
@@ -51,6 +54,16 @@ def test_held_out_documents_are_disjoint_from_training_and_chosen_by_hash(corpus
     assert not train & held_out
     assert all(is_held_out(text, VALIDATION_FRACTION) for text in held_out)
     assert not any(is_held_out(text, VALIDATION_FRACTION) for text in train)
+
+
+@pytest.mark.parametrize("share", [VALIDATION_FRACTION / 2, VALIDATION_FRACTION, 2 * VALIDATION_FRACTION])
+def test_any_share_of_it_can_be_held_out(corpus, share):
+    folder = str(corpus.folder.parent)
+    (held_out,) = choose_sets("sample", ValidationSettings(validation_freq=1, validation_fraction=share), folder)
+    texts = {values[0] for values, _ in held_out.open().iterate()}
+    training = open_training("sample", share, ReadOptions(sample_folder=folder))
+    assert texts and all(is_held_out(text, share) for text in texts)
+    assert not texts & {values[0] for values, _ in training.iterate()}
 
 
 def test_tokenizer_fits_and_gives_the_corpus_back(corpus):
