@@ -8,25 +8,25 @@ What libraries read (a model, a tokenizer) is fetched into the cache folder, onc
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
 import shutil
 import tempfile
+import threading
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from llama_dyt.core import files
+from llama_dyt.core import files, store_copies
 from llama_dyt.core.store import MARKER, Records, Say, Spool, Staging
 from llama_dyt.core.store_path import StorePath
 
 SPOOL_SECONDS = 30.0
-_USED = ".used"
 
 _used: list[IO[str]] = []
 
@@ -74,6 +74,10 @@ class ObjectStore(ABC):
         self.put(address, file)
         return self.read(address) == file.read_bytes()
 
+    def forget_unfinished(self, address: str, is_ours: Callable[[str], bool]) -> None:  # noqa: B027 - few keep such
+        """Remove what puts left when their processes were killed, in folders right below an address whose names are
+        ours; for a store that keeps such."""
+
     # --- what the program asks -----------------------------------------------------------------------------------
 
     def at(self, address: str) -> StorePath:
@@ -101,17 +105,18 @@ class ObjectStore(ABC):
         sizes = self.sizes(folder)
         marker = self.read(f"{folder.address}/{MARKER}") if MARKER in sizes else b""
         run = f"{self.name}-{_digest(folder.parent.address.encode())}-"
-        home = files.cache_folder() / "stores" / (run + _digest(json.dumps([folder.name, sizes]).encode() + marker))
-        home.mkdir(parents=True, exist_ok=True)
-        self._keep(home)
+        home = store_copies.folder() / (run + _digest(json.dumps([folder.name, sizes]).encode() + marker))
+        _used.append(store_copies.keep(home))  # while this process lives
         for other in home.parent.glob(f"{run}*"):
             if other != home:
-                _remove_unused(other)
-        with open(home / ".fetching", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for name in sizes:
-                if name.startswith(only) or name == MARKER:
-                    self._fetch(f"{folder.address}/{name}", home / folder.name / name)
+                store_copies.remove_unused(other)
+        wanted = {name: home / folder.name / name for name in sizes if name.startswith(only) or name == MARKER}
+        with store_copies.fetching(home):
+            missing = [name for name, file in wanted.items() if not file.is_file()]
+            if missing:
+                store_copies.make_room(sum(sizes[name] for name in missing), str(folder))
+            for name in missing:
+                self._fetch(f"{folder.address}/{name}", wanted[name])
         return home / folder.name  # which keeps its name: readers tell by it which step it is
 
     def stage(self, final: StorePath, nonce: str) -> Staging:
@@ -131,6 +136,7 @@ class ObjectStore(ABC):
             if is_ours(name) and not (folder / MARKER).is_file():
                 say(f"removed {folder}, the unfinished checkpoint of a run that is gone")
                 self.delete_below(folder)
+        self.forget_unfinished(parent.address, is_ours)
 
     def spool(self, folder: StorePath, *names: str) -> Spool:
         return _PutFiles(self, folder, names)
@@ -150,28 +156,14 @@ class ObjectStore(ABC):
             self.get(address, folder / "file")
             return (folder / "file").read_bytes()
 
-    def _keep(self, home: Path) -> None:
-        """Have a copy stay while this process lives."""
-        used = open(home / _USED, "w")  # noqa: SIM115 - the lock goes with the process
-        fcntl.flock(used, fcntl.LOCK_SH)
-        _used.append(used)
-
     def _fetch(self, address: str, file: Path) -> None:
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with files.written_whole(file) as aside:
-                self.get(address, aside)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with files.written_whole(file) as aside:
+            self.get(address, aside)
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _remove_unused(home: Path) -> None:
-    """Remove an older copy, unless a process reads it."""
-    with suppress(OSError), open(home / _USED) as used:
-        fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 @contextmanager
@@ -182,9 +174,8 @@ def _temporary_folder() -> Iterator[Path]:
 
 def _work_folder(store: ObjectStore) -> Path:
     """A folder of this process alone, on the disk that has room."""
-    stores = files.cache_folder() / "stores"
-    stores.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f"{store.name}-writing-", dir=stores))
+    store_copies.folder().mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"{store.name}-writing-", dir=store_copies.folder()))
 
 
 class _PutFolder:
@@ -243,6 +234,8 @@ class _PutFiles:
     open: list[_PutFiles] = []
 
     def __init__(self, store: ObjectStore, folder: StorePath, names: tuple[str, ...]) -> None:
+        self._thread: threading.Thread | None = None
+        self._warned = False
         self.folder = _work_folder(store)
         self._store = store
         self._place = folder
@@ -254,8 +247,29 @@ class _PutFiles:
         self.open.append(self)
 
     def sync(self, now: bool = True) -> None:
-        if not now and time.monotonic() - self._when < SPOOL_SECONDS:
-            return
+        """Where `now`, done once this returns; otherwise in a thread, and what fails there is tried again later."""
+        if now:
+            self._join()
+            self._put()
+        elif time.monotonic() - self._when >= SPOOL_SECONDS and not (self._thread and self._thread.is_alive()):
+            self._when = time.monotonic()
+            self._thread = threading.Thread(target=self._try_to_put, name="spool", daemon=True)
+            self._thread.start()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _try_to_put(self) -> None:
+        try:
+            self._put()
+        except OSError as error:
+            if not self._warned:
+                warnings.warn(f"{self._place}: what grows there is put later ({error})", stacklevel=1)
+            self._warned = True
+
+    def _put(self) -> None:
         looks = self._look()
         for name, look in looks.items():
             if look != self._seen.get(name):
@@ -286,7 +300,7 @@ class _PutRecords:
         self._name = name
         self._pattern = re.compile(rf"\.{re.escape(name)}\.(\d+)")
         self._made = 0
-        self._content = b""
+        self._ours: list[bytes] = []
 
     def prepare(self) -> None:
         pass
@@ -308,15 +322,15 @@ class _PutRecords:
         return 0
 
     def make(self, number: int, content: Callable[[int], bytes]) -> bool:
-        self._made, self._content = number, content(0)
-        with self._file(self._content) as file:
+        self._made, self._ours = number, [content(0)]
+        with self._file(self._ours[0]) as file:
             return self._store.put_new(f"{self._folder.address}/{self.name(number)}", file)
 
     def rewrite(self, content: bytes) -> None:
-        if self.read(self._made) == self._content:
+        if (there := self.read(self._made)) is not None and there in self._ours:
+            self._ours = [there, content]  # a put that failed may have come through all the same
             with self._file(content) as file:
                 self._store.put(f"{self._folder.address}/{self.name(self._made)}", file)
-            self._content = content
 
     def remove(self, number: int) -> None:
         self._store.delete(f"{self._folder.address}/{self.name(number)}")

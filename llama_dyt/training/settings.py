@@ -75,7 +75,7 @@ class RunSettings:
     )
     save_dir: str | None = option(
         "checkpoint",
-        "Folder for checkpoints, metrics.jsonl and config.yaml, or an address of a store of your own (scheme://…).",
+        "Folder for checkpoints, metrics.jsonl and config.yaml; s3://BUCKET/FOLDER, or a store of your own (scheme://…).",
         short="-o",
         defaults={"benchmark": None},
         metavar="FOLDER",

@@ -120,7 +120,8 @@ def test_growing_files_are_put_from_time_to_time_and_before_a_marker(store, monk
     assert store.acts == [("put", "metrics.jsonl"), ("put", MARKER)]
     monkeypatch.setattr(object_store, "SPOOL_SECONDS", 0.0)
     metrics.write_text("3\n")
-    spool.sync(now=False)
+    spool.sync(now=False)  # in a thread: what puts takes no time of training
+    spool._join()
     assert at("dictionary://run/metrics.jsonl").read_text() == "3\n"
     spool.close()
     assert not spool.folder.exists()
