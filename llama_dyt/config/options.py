@@ -54,6 +54,7 @@ class Option:
         path: it names, or may name, a file or folder; `~` is the user's own.
         bare: the value of a flag that is given without one; None where it needs one.
         written: it stands in a run's YAML; what only says how a run is asked for does not.
+        listed: of a repeated one, one value may hold several, with commas between them.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Option:
     bare: str | None = None
     path: bool = False
     written: bool = True
+    listed: bool = False
 
     @property
     def flag(self) -> str:
@@ -101,7 +103,7 @@ class Option:
                 return None
             raise ValueError(f"needs {_NEEDS[self.value_type]}")
         if self.repeated:
-            return tuple(_CONVERTERS[self.value_type](part) for part in _parts(value))
+            return tuple(_CONVERTERS[self.value_type](part) for part in _parts(value, self.listed))
         converted = _CONVERTERS[self.value_type](value)
         if self.choices is None:
             return converted
@@ -146,6 +148,7 @@ def option(
     bare: str | None = None,
     path: bool = False,
     written: bool = True,
+    listed: bool = False,
 ) -> Any:
     """A dataclass field with its flag. `defaults` names the entries whose default differs; `short` alone holds for
     all entries that have the flag; `name` is the flag's where it cannot be the field's. The rest is `Option`'s."""
@@ -166,6 +169,7 @@ def option(
         "bare": bare,
         "path": path,
         "written": written,
+        "listed": listed,
     }
     return field(default=default, metadata=metadata, compare=written)
 
@@ -207,11 +211,16 @@ def _option_of(declared: Field, hint: Any) -> Option:
         bare=meta["bare"],
         path=meta["path"],
         written=meta["written"],
+        listed=meta["listed"],
     )
 
 
-def _parts(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _parts(value: Any, listed: bool) -> list[Any]:
+    parts = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not listed:
+        return parts
+    words = [part.split(",") if isinstance(part, str) else [part] for part in parts]
+    return [one.strip() if isinstance(one, str) else one for several in words for one in several]
 
 
 def _to_text(value: Any) -> str:

@@ -14,6 +14,7 @@ from llama_dyt.core import ranks
 from llama_dyt.core.environment import read_environment
 from llama_dyt.core.errors import LlamaDytError
 from llama_dyt.core.place import Place
+from llama_dyt.core.secrets import keep_out_of_output
 from llama_dyt.launch.claim import release_all
 from llama_dyt.launch.process_group import shutdown
 
@@ -24,6 +25,7 @@ def run_entry(main: Callable[[], None]) -> NoReturn:
     Every ending leaves through `os._exit`, a good one too: what is to be kept has been closed by then, and while the
     interpreter takes itself down a thread of gloo or of a tokenizer that asks for its lock aborts the process.
     """
+    keep_out_of_output()
     hf_logging.disable_progress_bar()  # a bar for reading one file helps nobody
     status = 0
     try:

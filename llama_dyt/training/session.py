@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
@@ -16,7 +17,7 @@ from llama_dyt.boosters.materialize import WORKING_DTYPES
 from llama_dyt.config import check
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core import ranks
-from llama_dyt.core.errors import CheckpointError
+from llama_dyt.core.errors import CheckpointError, in_one_line
 from llama_dyt.core.store import Location, at
 from llama_dyt.data.loaders.step import Step
 from llama_dyt.launch.claim import Claim, release_all, take
@@ -36,7 +37,7 @@ from llama_dyt.training.callbacks.validation import HeldOutBatches, Validation
 from llama_dyt.training.checkpoint.generators import set_rng_state
 from llama_dyt.training.checkpoint.imports import differences
 from llama_dyt.training.checkpoint.publishing import home_of
-from llama_dyt.training.checkpoint.reader import restore_counters
+from llama_dyt.training.checkpoint.reader import is_newest_of, restore_counters
 from llama_dyt.training.checkpoint.verification import checkpoint_around, verify
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
 from llama_dyt.training.health import first_not_finite
@@ -189,7 +190,9 @@ class Session:
         if status.in_words() is not None:
             say(plan, status.in_words())
         title, vocab_size = f"{describe}: {self._model_in_words}", plan.model_config.vocab_size
-        tracked = Tracked(run, save_dir, self.progress.step, total_steps, describe, title, vocab_size)
+        tracked = Tracked(
+            run, save_dir, self.progress.step, total_steps, describe, title, vocab_size, states=self._tracker_states()
+        )
         trackers = Trackers.of_run(tracked, first=plan.is_first_process)
         writer = self._make_writer(save_dir, trackers.say)
         # To the end of the process: what follows the loop, on any rank, is not to be cut short either.
@@ -202,17 +205,20 @@ class Session:
         start, first_token = time.perf_counter(), self.progress.tokens_seen
         try:
             ending = trainer.fit(batches, total_steps)
-        except BaseException:
+            trackers.finish()
+        except BaseException as error:
+            trackers.log_event(self.progress.step, "failed", in_one_line(error))
+            trackers.hurry()
             stop.restore(before)  # what has failed is to be ended as any program, by a launcher that has seen it
             raise
         finally:
+            seconds = time.perf_counter() - start
             trackers.close()
             batches.close()
         interrupted = ending is Ending.INTERRUPTED
         status.write("stopped" if interrupted else "finished", self.progress.step, total_steps)
         results = trackers.results()
         if plan.is_first_process:
-            seconds = time.perf_counter() - start
             speed = self.speedometer.in_words(self.progress.tokens_seen - first_token, seconds)
             print_summary(trainer, ending, total_steps, speed, writer.last_path, results)
         if run.adapter.merge_adapter and not interrupted:
@@ -225,6 +231,12 @@ class Session:
             shutdown()
             sys.exit(INTERRUPTED_STATUS)
         return writer.last_path
+
+    def _tracker_states(self) -> dict[str, dict[str, Any]]:
+        """What trackers go on from: nothing where this run leaves the course of the one it resumes."""
+        checkpoint = self.plan.checkpoint
+        goes_on = checkpoint is not None and is_newest_of(checkpoint.path, at(self.run.run.save_dir))
+        return checkpoint.trainer_state.get("tracker_states", {}) if goes_on else {}
 
     def _samples(self, asked: AskedPrompts | None, trackers: Trackers) -> list[Callback]:
         return [Samples(self.run, self.plan, asked, trackers)] if asked is not None else []
@@ -267,7 +279,7 @@ class Session:
         """
         run = self.run
         trackers = trackers or Trackers()
-        checkpointing = Checkpointing(run, writer) if writer else None
+        checkpointing = Checkpointing(run, writer, trackers) if writer else None
         callbacks = Callbacks(
             [
                 Reporting(run, trackers),

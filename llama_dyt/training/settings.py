@@ -16,6 +16,7 @@ from llama_dyt.training.callbacks.callback import CALLBACKS
 from llama_dyt.training.generation.settings import SampleSettings, sample_problems
 from llama_dyt.training.measurement.settings import BenchmarkSettings, benchmark_problems
 from llama_dyt.training.schedule import FINETUNE_WARMUP_FRACTION
+from llama_dyt.training.trackers.settings import TrackingSettings, tracking_path_problems, tracking_problems
 from llama_dyt.training.trackers.tracker import TRACKERS
 
 
@@ -122,11 +123,13 @@ class RunSettings:
     )
     trackers: tuple[str, ...] = option(
         (),
-        "A tracker of your own, by the name it registers (see --import): what is told of the run's course beside "
-        "metrics.jsonl, TensorBoard, the progress bar and the picture. May be given several times.",
+        "What is told of the run's course beside metrics.jsonl, report.html, TensorBoard, the progress bar and the "
+        "picture: wandb, mlflow or aim, which are to be installed (requirements-trackers.txt), or a tracker of your "
+        "own, by the name it registers (see --import). May be given several times, or several with commas.",
         name="tracker",
         entries=TRAINING,
         metavar="NAME",
+        listed=True,
     )
     dry_run: bool = option(
         False,
@@ -182,6 +185,10 @@ def problems(run: RunConfig, world_size: int | None, device: str | None) -> Iter
     yield from sample_problems(run)
     yield from _unknown_or_twice("callback", run.run.callbacks, CALLBACKS)
     yield from _unknown_or_twice("tracker", run.run.trackers, TRACKERS)
+    yield from tracking_problems(run)
+    if device is not None:  # on the machine that it is to run on
+        kinds = [TRACKERS.find(name) for name in run.run.trackers]
+        yield from filter(None, (kind.why_not(run) for kind in kinds if kind is not None))
 
 
 def _unknown_or_twice(flag: str, names: Sequence[str], registry: Registry) -> Iterator[Problem]:
@@ -196,6 +203,7 @@ def _unknown_or_twice(flag: str, names: Sequence[str], registry: Registry) -> It
 
 def path_problems(run: RunConfig) -> Iterator[Problem]:
     """What is wrong with the folders of a run."""
+    yield from tracking_path_problems(run)
     if run.kind != "benchmark":
         if run.run.save_dir is None:
             yield Problem("save_dir", None, "is needed: give the folder for checkpoints and metrics", clause=True)
@@ -238,6 +246,7 @@ OWNED = Owned(
     {
         "optimizer": OptimizerSettings,
         "run": RunSettings,
+        "tracking": TrackingSettings,
         "samples": SampleSettings,
         "benchmark": BenchmarkSettings,
     },

@@ -152,7 +152,7 @@ def test_what_happens_before_torch_does_not_load_it(path):
 
 
 installed_packages = cache(packages_distributions)
-OPTIONAL_PACKAGES = {"boto3", "botocore", "flash_attn", "liger_kernel", "lm_eval", "triton"}
+OPTIONAL_PACKAGES = {"aim", "boto3", "botocore", "flash_attn", "liger_kernel", "lm_eval", "mlflow", "triton", "wandb"}
 
 
 @pytest.mark.parametrize("path", [*MODULES, *ENTRIES], ids=relative)

@@ -15,6 +15,7 @@ from llama_dyt.training.checkpoint.generators import rng_state
 from llama_dyt.training.checkpoint.imports import modules_had
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
 from llama_dyt.training.step import StepOutcome
+from llama_dyt.training.trackers.trackers import Trackers
 
 
 class Checkpointing(Callback):
@@ -26,9 +27,10 @@ class Checkpointing(Callback):
 
     order = 80
 
-    def __init__(self, run: RunConfig, writer: CheckpointWriter) -> None:
+    def __init__(self, run: RunConfig, writer: CheckpointWriter, trackers: Trackers | None = None) -> None:
         super().__init__(run)
         self.writer = writer
+        self._trackers = trackers or Trackers()
         self._saved_step = 0
 
     def due(self, step: int) -> bool:
@@ -74,11 +76,14 @@ class Checkpointing(Callback):
             "imports": modules_had(),
             "callbacks": trainer.callbacks.state(),
             "trackers": list(self.run.run.trackers),
+            "tracker_states": self._trackers.states(),
         }
         optimizer = {"steps": boosted.state.optimizer_steps(), "scaler": boosted.scaler.state_dict()}
         path = self.writer.save(step, trainer_state, trainer.schedule.to_json(), optimizer)
         self._saved_step = step
         trainer.save_seconds = time.perf_counter() - start
         trainer.say(f"saved {path} in {trainer.save_seconds:.1f} s")
+        self._trackers.log_event(step, "saved", f"checkpoint in {trainer.save_seconds:.1f} s")
         trainer.callbacks.on_save(trainer, path)
+        self._trackers.saved(step)
         return path

@@ -20,17 +20,21 @@ class Reporting(Callback):
 
     def on_start(self, trainer: Training) -> None:
         self._trackers.open()
+        step = trainer.progress.step
+        if step:
+            self._trackers.log_event(step, "resumed", f"goes on from step {step}")
 
     def after_step(self, trainer: Training, outcome: StepOutcome) -> None:
         for notice in trainer.batch.notices:
             trainer.say(f"step {outcome.step}: {notice}")
+            self._trackers.log_event(outcome.step, "data", str(notice))
         self._trackers.advance()
         if outcome.result.skipped:
-            trainer.say(
-                f"step {outcome.step}: fp16 gradients overflowed at loss scale {outcome.result.loss_scale:g}, step "
-                f"skipped ({trainer.progress.skipped_steps} so far)"
-            )
+            what = f"fp16 gradients overflowed at loss scale {outcome.result.loss_scale:g}, step skipped"
+            trainer.say(f"step {outcome.step}: {what} ({trainer.progress.skipped_steps} so far)")
+            self._trackers.log_event(outcome.step, "skipped", what)
 
     def before_end(self, trainer: Training) -> None:
         if trainer.stopping:
             trainer.say(f"step {trainer.progress.step}: asked to end by a signal")
+            self._trackers.log_event(trainer.progress.step, "stopped", "asked to end by a signal")

@@ -22,7 +22,7 @@ from llama_dyt.models.tensor_files import StoredTensor, TensorFiles
 from llama_dyt.training.checkpoint.base import BASE_FILE, Base
 from llama_dyt.training.checkpoint.contents import ADAPTER, MODEL
 from llama_dyt.training.checkpoint.marker import MARKER, step_of, why_incomplete
-from llama_dyt.training.checkpoint.publishing import find_steps
+from llama_dyt.training.checkpoint.publishing import find_steps, home_of
 
 
 def complete_steps(save_dir: Location) -> list[Location]:
@@ -31,6 +31,12 @@ def complete_steps(save_dir: Location) -> list[Location]:
     for folder, fault in faults.items():
         warnings.warn(f"skipping incomplete checkpoint {folder}: {fault}", stacklevel=2)
     return whole
+
+
+def is_newest_of(folder: Location, save_dir: Location) -> bool:
+    """Whether a checkpoint is the newest whole one of a --save_dir, so that a run from it leaves no course."""
+    whole, _ = _sort_out(save_dir)
+    return bool(whole) and home_of(whole[-1]).resolve() == home_of(folder).resolve()
 
 
 def _sort_out(save_dir: Location) -> tuple[list[Location], dict[Location, str]]:

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from llama_dyt.core import files
 from llama_dyt.core.errors import TrainingError
+from llama_dyt.core.secrets import redact
 from llama_dyt.core.store import Location, Spool, store_of
 from llama_dyt.training.trackers.tracker import Record, Sample, Tracked, Tracker, share_right
 
@@ -50,7 +51,7 @@ class JsonLines(Tracker):
         folder = self.tracked.save_dir
         with self._writing():
             self._spool = store_of(folder).spool(folder, METRICS_FILE)
-            files.write_text(self._spool.folder / CONFIG_FILE, self.tracked.run.to_yaml())
+            files.write_text(self._spool.folder / CONFIG_FILE, redact(self.tracked.run.to_yaml()))
             self._file = self._open_metrics(self._spool.folder / METRICS_FILE)
             self._spool.sync()
 

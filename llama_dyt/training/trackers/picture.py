@@ -18,8 +18,9 @@ class Picture(Tracker):
     """Drawn once, from metrics.jsonl, when the run has ended well."""
 
     name, always_on, order = "picture", True, 15
+    _drawn: Location | None = None
 
-    def result(self) -> tuple[str, Location] | None:
+    def finish(self) -> tuple[str, Path] | None:
         folder = self.tracked.save_dir
         records = read_metrics(folder / METRICS_FILE)
         if not any("loss" in record for record in records):
@@ -29,10 +30,14 @@ class Picture(Tracker):
             spool = store_of(folder).spool(folder)
             draw(records, spool.folder / PICTURE_FILE, self.tracked.title, self.tracked.vocab_size)
             spool.close()
+            self._drawn = path
+            return "loss", spool.folder / PICTURE_FILE
         except OSError as error:
             self.tracked.say(f"warning: no picture, {path} cannot be written ({error.strerror or error})")
             return None
-        return "picture", path
+
+    def result(self) -> tuple[str, Location] | None:
+        return None if self._drawn is None else ("picture", self._drawn)
 
 
 def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int) -> None:

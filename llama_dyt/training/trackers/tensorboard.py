@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llama_dyt.core.store import Spool, at, store_of
-from llama_dyt.training.trackers.tracker import Record, Sample, Tracked, Tracker, share_right
+from llama_dyt.training.trackers.tracker import Record, Sample, Tracked, Tracker, scalars, share_right
 
 
 class TensorBoard(Tracker):
@@ -32,12 +32,8 @@ class TensorBoard(Tracker):
     def log(self, record: Record) -> None:
         if self._writer is None:
             return
-        for key, value in record.items():
-            if isinstance(value, dict):
-                for name, number in value.items():
-                    self._writer.add_scalar(f"{key}/{name}", number, record["step"])
-            elif key != "step" and isinstance(value, (int, float)):
-                self._writer.add_scalar(f"train/{key}", value, record["step"])
+        for name, number in scalars(record):
+            self._writer.add_scalar(name, number, record["step"])
         self._spool.sync(now=False)
 
     def log_samples(self, step: int, samples: Sequence[Sample], seconds: float) -> None:

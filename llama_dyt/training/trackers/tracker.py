@@ -6,11 +6,13 @@ registers, `TRACKERS.register(Mine)`, and that `--tracker` turns on. Only the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llama_dyt.config.run import RunConfig
+from llama_dyt.core.problem import Problem
 from llama_dyt.core.registry import Registry
 from llama_dyt.core.store import Location
 
@@ -41,6 +43,15 @@ def share_right(samples: Sequence[Sample]) -> float | None:
     return sum(sample.is_right for sample in known) / len(known) if known else None
 
 
+def scalars(record: Record) -> Iterator[tuple[str, float]]:
+    """(name, number) of all numbers in a record but its step: `train/loss`, and `alpha/NORM` of a dict."""
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}/{name}", number) for name, number in value.items() if isinstance(number, (int, float)))
+        elif key != "step" and isinstance(value, (int, float)):
+            yield f"train/{key}", value
+
+
 @dataclass(frozen=True)
 class Tracked:
     """What a tracker is told of its run.
@@ -54,6 +65,8 @@ class Tracked:
         title: that, and the model in words.
         vocab_size: of the model.
         say: prints a line beside the progress bar.
+        states: name → what a tracker's `state` gave in the checkpoint that this run goes on from; empty where it begins
+            a course of its own, from no checkpoint, another --save_dir's or an earlier one than the newest.
     """
 
     run: RunConfig
@@ -64,6 +77,7 @@ class Tracked:
     title: str
     vocab_size: int
     say: Callable[[str], None] = print
+    states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Tracker:
@@ -74,6 +88,8 @@ class Tracker:
         settings: a dataclass of flags of its own, or None; a run has them as `run.NAME`.
         always_on: a run has it without being asked.
         needed: what it raises ends the run.
+        in_background: a thread of its own makes it and calls it, so that one that is slow, or hangs, takes no time of
+            the run; what it does not keep up with is left out, and the end of the run waits for it only so long.
         order: its place among ours.
     """
 
@@ -81,10 +97,16 @@ class Tracker:
     settings: type | None = None
     always_on: bool = False
     needed: bool = False
+    in_background: bool = False
     order: int = 100
 
     def __init__(self, tracked: Tracked) -> None:
         self.tracked = tracked
+
+    @classmethod
+    def why_not(cls, run: RunConfig) -> Problem | None:
+        """What keeps it from working for this run, such as a package that is not installed; asked before the run."""
+        return None
 
     def open(self) -> None:
         """The first batch is there: make files, connect. Data that cannot be read leaves nothing behind."""
@@ -101,6 +123,23 @@ class Tracker:
 
     def log_samples(self, step: int, samples: Sequence[Sample], seconds: float) -> None:
         """Prompts were continued by the weights of a step, which took so long."""
+
+    def log_event(self, step: int, kind: str, text: str) -> None:
+        """Something happened that is no step: "resumed", "saved", "skipped", "spike", …, in a line for people."""
+
+    def log_picture(self, name: str, path: Path) -> None:
+        """A picture of the run (PNG) is there, of this name ("loss")."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of this step is complete."""
+
+    def state(self) -> dict[str, Any]:
+        """What the run that goes on from the next checkpoint is to know, as JSON can hold it: the id of a run on a
+        server, say. It comes back as `tracked.states[name]`. Asked for before each save; it must not wait."""
+        return {}
+
+    def finish(self) -> tuple[str, Path] | None:
+        """The run has ended well, and `close` follows; a picture that the other trackers are to have, or None."""
 
     def close(self) -> None:
         """No more comes; called after a failure too."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llama_dyt.core import console
 from llama_dyt.core.errors import in_one_line, raised_at
+from llama_dyt.training.trackers.background import InBackground
 from llama_dyt.training.trackers.tracker import TRACKERS, Record, Sample, Tracked, Tracker
+
+_SECONDS_AFTER_A_FAILURE = 3.0
 
 
 class Trackers:
@@ -25,6 +30,8 @@ class Trackers:
         self._trackers = list(trackers)
         self._quiet = quiet
         self._told: set[str] = set()
+        self._background: list[InBackground] = []
+        self._seconds_to_wait = 0.0
 
     @classmethod
     def of_run(cls, tracked: Tracked, first: bool) -> Trackers:
@@ -32,10 +39,16 @@ class Trackers:
         trackers = cls(quiet=not first)
         console.bar_stands(True)
         tracked = replace(tracked, say=trackers.say)
+        trackers._seconds_to_wait = tracked.run.tracking.tracker_wait
         asked = {TRACKERS.get(name).name for name in tracked.run.run.trackers}
         for kind in TRACKERS if first else ():
-            if kind.always_on or kind.name in asked:
+            if not kind.always_on and kind.name not in asked:
+                continue
+            if kind.in_background:
+                trackers._background.append(InBackground(kind, tracked, trackers._attempt))
+            else:
                 trackers._attempt(kind, "made", lambda kind=kind: trackers._trackers.append(kind(tracked)))
+        trackers._trackers += trackers._background
         return trackers
 
     def open(self) -> None:
@@ -60,9 +73,44 @@ class Trackers:
             action = partial(tracker.log_samples, step, samples, seconds)
             self._attempt(tracker, "log_samples", action)
 
+    def log_event(self, step: int, kind: str, text: str) -> None:
+        """Tell of what happened that is no step: a word ("resumed", "saved", "skipped", "spike") and a line."""
+        for tracker in self._trackers:
+            self._attempt(tracker, "log_event", partial(tracker.log_event, step, kind, text))
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of this step is complete."""
+        for tracker in self._trackers:
+            self._attempt(tracker, "saved", partial(tracker.saved, step))
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Name → what the run that goes on from a checkpoint is to know of each."""
+        found: dict[str, dict[str, Any]] = {}
+        for tracker in self._trackers:
+            self._attempt(tracker, "state", lambda tracker=tracker: found.update({tracker.name: tracker.state()}))
+        return {name: state for name, state in found.items() if state}
+
+    def finish(self) -> None:
+        """The run has ended well: the trackers have its pictures before they are closed."""
+        pictures: list[tuple[str, Path] | None] = []
+        for tracker in self._trackers:
+            self._attempt(tracker, "finish", lambda tracker=tracker: pictures.append(tracker.finish()))
+        for name, path in filter(None, pictures):
+            for tracker in self._trackers:
+                self._attempt(tracker, "log_picture", partial(tracker.log_picture, name, path))
+
+    def hurry(self) -> None:
+        """The run has failed: what that was is to be told soon, whatever trackers still wait for."""
+        self._seconds_to_wait = min(self._seconds_to_wait, _SECONDS_AFTER_A_FAILURE)
+
     def close(self) -> None:
+        for tracker in self._background:
+            tracker.end()
         for tracker in self._trackers:
             self._attempt(tracker, "close", tracker.close)
+        deadline = time.monotonic() + self._seconds_to_wait
+        for tracker in self._background:
+            tracker.wait(deadline)
         if not self._quiet:  # to another rank, which may have failed alone, the first one's bar is still there
             console.bar_stands(False)
 

@@ -96,6 +96,7 @@ def test_a_validation_is_a_record_of_its_own_and_is_drawn(opened, tmp_path, caps
     trackers = opened()
     trackers.log(record(1, loss=2.0))
     trackers.log_validation(validation_record(1, {"wiki": Figures(1.5, 100), "code": Figures(1000.0, 7)}, seconds=0.5))
+    trackers.finish()
     trackers.close()
     _, validated = read_metrics(tmp_path / "metrics.jsonl")
     assert validated["validation_loss"] == {"wiki": 1.5, "code": 1000.0}
