@@ -16,6 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from llama_dyt.core.connections import connections, give_up_after
 from llama_dyt.core.console import say
 from llama_dyt.core.errors import ConfigurationError, TrainingError
 from llama_dyt.core.place import Place
@@ -87,9 +88,13 @@ def _of_this_start(store: dist.Store) -> dist.Store:
 
 
 def _client(place: Place, timeout: float) -> dist.Store:
-    return dist.TCPStore(
+    before = connections()
+    store = dist.TCPStore(
         place.address, place.port, is_master=False, timeout=timedelta(seconds=timeout), wait_for_workers=False
     )
+    for number in connections() - before:
+        give_up_after(number, timeout)
+    return store
 
 
 def _listen(place: Place, timeout: float) -> dist.Store:
