@@ -8,17 +8,16 @@ import sys
 
 import torch
 from conversions import tiny_model
-from hub_server import TOKEN, Hub, serving
 from safetensors.torch import load_file
 
 from tests.forks import ROOT
+from tests.hub_server import TOKEN, Hub, Repository, serving
 
 
 def convert(hub: Hub, folder, *flags) -> subprocess.CompletedProcess:
     """convert.py in a process of its own: which hub there is, is read when its client is imported."""
     env = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
-    env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-    env |= {"HF_TOKEN": TOKEN}
+    env |= hub.environment(folder / "home", TOKEN)
     command = [sys.executable, str(ROOT / "convert.py"), *map(str, flags)]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
 
@@ -27,9 +26,9 @@ def test_a_closed_repository_is_fetched_with_a_token_gone_on_with_and_uploaded_a
     # The client keeps what it has by tens of megabytes.
     model = tiny_model("rmsnorm", hidden_size=256, vocab_size=12000)
     model.save_pretrained(tmp_path / "there")
-    with serving(
-        Hub("someone/closed", tmp_path / "there", cut=("model.safetensors",))
-    ) as hub:  # which answers nobody without the token
+    # It answers nobody without the token.
+    there = {("models", "someone/closed"): Repository(tmp_path / "there", "closed")}
+    with serving(Hub(there, faults=[("GET /lfs/.*model.safetensors", "cut")])) as hub:
         flags = ["-i", "someone/closed", "-o", "result", "--push_to_hub", "someone/again"]
         outcome = convert(hub, tmp_path, *flags)
         assert outcome.returncode == 0, outcome.stderr
