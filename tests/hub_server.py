@@ -50,7 +50,7 @@ class Hub:
             status, or "cut" for an answer that ends after two thirds.
         page: entries of a tree that are told at once.
         url: its address.
-        sent: file → bytes of it that were sent.
+        sent: file → bytes of it that were sent; sent_to: the same by the token of who asked.
         ranges: (file, first byte) of every request for a part of a file but its first.
         asked: path of every request.
         unknown: those of requests that it has no answer for.
@@ -63,6 +63,7 @@ class Hub:
     page: int = 3
     url: str = ""
     sent: dict[str, int] = field(default_factory=dict)
+    sent_to: dict[str, dict[str, int]] = field(default_factory=dict)
     ranges: list[tuple[str, int]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -84,9 +85,11 @@ class Hub:
                     return kind
         return None
 
-    def count(self, name: str, num_bytes: int) -> None:
+    def count(self, name: str, num_bytes: int, token: str) -> None:
         with self.lock:
             self.sent[name] = self.sent.get(name, 0) + num_bytes
+            to = self.sent_to.setdefault(token, {})
+            to[name] = to.get(name, 0) + num_bytes
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -239,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             part = part[: int(len(part) * _CUT_AFTER)]
         self.wfile.write(part)
-        self.hub.count(name, len(part))
+        self.hub.count(name, len(part), self.headers.get("Authorization", "").removeprefix("Bearer "))
         if fault == "cut":
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)

@@ -27,11 +27,13 @@ class Order:
         seed: of all shuffling.
         shuffle: "none", "documents" or "sequences", where a mixture's source does not say.
         shuffle_buffer: documents of a stream that are shuffled together.
+        shares: of a stream's files, each read by the ranks alone that have rows of it; 1 for none.
     """
 
     seed: int = 0
     shuffle: str = "none"
     shuffle_buffer: int = SHUFFLE_BUFFER
+    shares: int = 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def open_sources(
             raise DataError("\n".join(problems))
     else:
         data = open_data(dataset, read) if isinstance(dataset, (str, os.PathLike)) else dataset
-        sources = [WeightedSource("", data, Fraction(1), options.num_epochs, shuffle)]
+        num_epochs = options.num_epochs if options.order.shares == 1 else None
+        sources = [WeightedSource("", data, Fraction(1), num_epochs, shuffle)]
     if fraction is not None:
         sources = [replace(source, held_out_fraction=fraction) for source in sources]
     problems = [problem for source in sources for problem in _misfits(source, tokenizer)]
@@ -141,6 +144,11 @@ def open_sources(
         problems.append(
             f"--validation_fraction {fraction:g} is a share of text, and this is prepared already: leave it "
             "out, and give it to prepare_data.py"
+        )
+    if options.order.shares > 1 and (len(sources) > 1 or not sources[0].data.can_be_shared):
+        problems.append(
+            f"--stream_shares {options.order.shares} is for one dataset of text that is streamed from many files; "
+            "leave it out"
         )
     if problems:
         raise ConfigurationError(problems)

@@ -40,8 +40,11 @@ class DataSettings:
         metavar="PATH|HUB_NAME",
         path=True,
     )
-    task_name: str = option(
-        "super_natural_instructions", "Which part of a hub dataset to fine-tune on.", entries=("finetune",)
+    task_name: str | None = option(
+        None,
+        "Which part (configuration) of a hub dataset to read, such as en of allenai/c4, where it has several.",
+        entries=TRAINING,
+        defaults={"finetune": "super_natural_instructions"},
     )
     parse_special_tokens: bool | None = option(
         None,
@@ -100,6 +103,14 @@ class DataSettings:
     )
     shuffle_buffer: int = option(
         2000, "Documents of text that are shuffled together.", entries=("pretrain",), metavar="DOCUMENTS", at_least=1
+    )
+    stream_shares: int = option(
+        1,
+        "Divide a dataset's files into so many shares, and have each rank read those alone that its rows come from: "
+        "for a large one that is streamed. A divisor of the global batch; part of the data's order, so keep it.",
+        entries=("pretrain",),
+        metavar="N",
+        at_least=1,
     )
     num_workers: int = option(
         1,
@@ -209,6 +220,9 @@ def problems(run: RunConfig, world_size: int | None, device: str | None) -> Iter
         )
         also = ("validation_freq",)
         yield Problem("validation_dataset", settings.validation_dataset, reason, remedy, also=also, clause=True)
+    if run.kind == "pretrain" and run.data.stream_shares > 1 and run.run.max_steps is None:
+        reason = "needs --max_steps: a share that is through begins again, while others go on"
+        yield Problem("stream_shares", run.data.stream_shares, reason, also=("max_steps",), clause=True)
     if settings.score_held_out and run.data.dataset != SAMPLE:
         reason = (
             f"is for --dataset sample, and this is {run.data.dataset}: leave it out, and measure other text by "

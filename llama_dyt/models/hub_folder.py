@@ -26,9 +26,16 @@ def hub_folder(name: str, patterns: Sequence[str], flag: str, remedy: str = "giv
         ConfigurationError: there is none of that name, it is closed, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except GatedRepoError:
+        reason = "it needs permission: ask for it on its hub page, and run `hf auth login`"
+        raise ConfigurationError(Problem(flag, name, reason, f"or {remedy}")) from None
+    except RepositoryNotFoundError:
+        reason = "no such folder, and none of that name on the hub (or it is private: run `hf auth login`)"
+        raise ConfigurationError(Problem(flag, name, reason, remedy)) from None
     except Exception as error:  # the hub's client lets those of whichever HTTP library it uses through
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         reason = f"no such folder, and the hub did not give it ({reason})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from llama_dyt.data.formats.bad_records import BadRecords, Beginning, remedy_for
 from llama_dyt.data.formats.lines import read_line_blocks
 from llama_dyt.data.formats.matching import MatchedBy, match_files
 from llama_dyt.data.formats.record_files import BadRecord, DataFile, Place
-from llama_dyt.data.formats.sources import ReadOptions, TextSource
+from llama_dyt.data.formats.sources import ReadOptions, TextSource, too_few_files
 
 
 class Reader(MatchedBy, Protocol):
@@ -52,6 +53,8 @@ class FileSource(TextSource):
         DataError: nothing of that name, no data file in it, or a file that may not be read.
     """
 
+    can_be_shared = True
+
     def __init__(self, dataset: str, readers: Sequence[Reader], options: ReadOptions):
         match = match_files(dataset, readers)
         if match is None:
@@ -75,6 +78,13 @@ class FileSource(TextSource):
 
     def _reader(self, file: DataFile) -> Reader:
         return next(reader for reader in self._readers if file.path.name.lower().endswith(reader.suffixes))
+
+    def share(self, number: int, count: int) -> FileSource:
+        if len(self.files) < count:
+            raise too_few_files(self.dataset, len(self.files), count)
+        part = copy(self)
+        part.files, part.bad_lines = self.files[number::count], 0
+        return part
 
     def iterate(self, position: dict | None = None) -> Iterator[tuple[tuple[str, ...], dict]]:
         files, place, self.bad_lines = self._from(position)

@@ -6,7 +6,11 @@ script, which `datasets` no longer runs (the two default datasets are such).
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator, Sequence
+from copy import copy
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,10 @@ from llama_dyt.data.formats import json_file, jsonl
 from llama_dyt.data.formats.format import Format
 from llama_dyt.data.formats.lines import parse_json_line
 from llama_dyt.data.formats.record_files import RecordReader, TextFields
-from llama_dyt.data.formats.sources import ReadOptions, Source, TextSource
+from llama_dyt.data.formats.sources import ReadOptions, Source, TextSource, too_few_files
 
 _PROBE_SECONDS = 10
+_PROBES = 4
 _STATE_EVERY = 256
 _RAW_LINE = "text"  # the column of datasets' "text" builder
 _PARQUET_REVISION = "refs/convert/parquet"
@@ -27,7 +32,7 @@ _LOCAL_REMEDY = "use local .jsonl or .parquet files (-d FOLDER) or `-d sample`"
 def probe(
     name: str, *, repo_type: str = "dataset", revision: str | None = None, flag: str = "--tokenizer"
 ) -> list[str]:
-    """Asks the hub once, without retries, which files a repository has.
+    """Asks the hub which files a repository has: once, but for a hub that is there and throttles or fails.
 
     Args:
         flag: what a repository of type "model" was given by, for messages.
@@ -35,13 +40,12 @@ def probe(
     Raises:
         DataError: the hub cannot be reached, or the repository is missing or closed.
     """
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     remedy = _LOCAL_REMEDY if repo_type == "dataset" else f"give {flag} a local folder or file"
     kind = "dataset" if repo_type == "dataset" else "tokenizer"
     try:
-        info = HfApi().repo_info(name, repo_type=repo_type, revision=revision, timeout=_PROBE_SECONDS)
+        info = _repository(name, repo_type, revision)
     except GatedRepoError as error:
         raise DataError(
             f"'{name}' needs permission; ask for it on its hub page and run `hf auth login`", about=name, noun=kind
@@ -66,6 +70,35 @@ def probe(
             f"'{name}' is no local path, and the hub cannot be reached ({reason}); {remedy}", about=name, noun=kind
         ) from error
     return [sibling.rfilename for sibling in info.siblings or []]
+
+
+def _repository(name: str, repo_type: str, revision: str | None):
+    """What the hub tells of it; a throttled answer, such as many ranks get at once, is waited for."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for attempt in count(1):
+        try:
+            return HfApi().repo_info(name, repo_type=repo_type, revision=revision, timeout=_PROBE_SECONDS)
+        except HfHubHTTPError as error:
+            if attempt == _PROBES or not _may_pass(error):
+                raise
+            asked = error.response.headers.get("Retry-After", "")
+            time.sleep(min(int(asked) if asked.isdigit() else 2**attempt, _PROBE_SECONDS))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it comes of a hub that is there and throttles or fails for now."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        return status == 429 or status >= 500
+    # Of files that the hub has just told of: asking for their place failed, which `datasets` takes for absence.
+    if isinstance(error, FileNotFoundError) and "Unable to find 'hf://" in str(error):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and _may_pass(cause)
 
 
 def plan(name: str, task: str | None, files: Sequence[str], converted: Sequence[str] | None) -> dict:
@@ -130,6 +163,7 @@ class HubSource(TextSource):
     """
 
     is_local = False
+    can_be_shared = True
 
     def __init__(
         self,
@@ -147,6 +181,7 @@ class HubSource(TextSource):
         self._reader = reader or TextFields(self.fields)
         self.fingerprint = f"hub:{name}:{task or ''}:{','.join(self.fields)}{self._reader.mark}"
         self._plan: dict | None = None
+        self._share: tuple[int, int] | None = None
 
     def _open(self):
         from datasets import load_dataset
@@ -160,7 +195,25 @@ class HubSource(TextSource):
                 self._plan = plan(self.name, self.task, files, converted)
         arguments = dict(self._plan)
         raw = arguments.pop("raw", False)
-        return load_dataset(**arguments, streaming=True, split="train"), raw
+        for attempt in count(1):
+            try:
+                stream = load_dataset(**arguments, streaming=True, split="train")
+                break
+            except Exception as error:
+                if attempt == _PROBES or not _may_pass(error):
+                    raise
+                time.sleep(2**attempt)
+        if self._share is not None:
+            number, of = self._share
+            if stream.num_shards < of:
+                raise too_few_files(f"'{self.name}'", stream.num_shards, of)
+            stream = stream.shard(num_shards=of, index=number, contiguous=False)
+        return stream, raw
+
+    def share(self, number: int, count: int) -> HubSource:
+        part = copy(self)
+        part._share, part.bad_lines = (number, count), 0
+        return part
 
     def iterate(self, position: dict | None = None) -> Iterator[tuple[tuple[str, ...], dict]]:
         position = position or {"state": None, "skip": 0, "row": 0, "bad_lines": 0}
@@ -216,7 +269,13 @@ class HubSource(TextSource):
         return []
 
     def _cannot_be_streamed(self, error: Exception) -> DataError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = lines[0]
+        if parts := re.search(r"(?:available configs|Available): \[([^\]]*)\]", " ".join(lines)):
+            has = f"has no part {self.task!r}" if self.task else "has several parts"
+            names = parts[1].replace("'", "")
+            message = f"'{self.name}' {has}; choose with --task_name one of: {names}"
+            return DataError(message, about=self.name, noun="dataset")
         message = f"'{self.name}': cannot be streamed ({reason}); check it, or {_LOCAL_REMEDY}"
         return DataError(message, about=self.name, noun="dataset")
 

@@ -59,6 +59,7 @@ class Source:
         is_tokenized: it gives token ids; otherwise text, which is tokenized here.
         has_random_access: its tokens can be read at any place, and are counted; otherwise it can only be walked.
         bad_lines: unusable records passed over so far in the present walk.
+        can_be_shared: its files can be divided (`TextSource.share`).
         former_fingerprint: of what once stood in its place and no longer can be gone on with; None where nothing did.
     """
 
@@ -67,6 +68,7 @@ class Source:
     is_tokenized: bool = False
     has_random_access: bool = False
     bad_lines: int = 0
+    can_be_shared: bool = False
     former_fingerprint: str | None = None
 
     def problems(self) -> list[DataError]:
@@ -112,6 +114,14 @@ class TextSource(Source):
         """
         raise NotImplementedError(f"{type(self).__name__}.iterate")
 
+    def share(self, number: int, count: int) -> TextSource:
+        """Number `number` of `count` parts of its files, none of which is in two; asked where `can_be_shared`.
+
+        Raises:
+            DataError: there are not so many files.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.share")
+
     def line_blocks(self, position: dict | None = None) -> Iterator[tuple[DataFile, Place, bytes]] | None:
         """The same records as (file, place, whole JSON lines) for others to parse; None where they are no such lines.
 
@@ -127,6 +137,12 @@ class TextSource(Source):
 
     def without(self, held_out_fraction: float | None) -> str:
         return self.fingerprint + ("" if held_out_fraction is None else f", without held out {held_out_fraction!r}")
+
+
+def too_few_files(dataset: str, num_files: int, count: int) -> DataError:
+    """For `TextSource.share`."""
+    files = "one file" if num_files == 1 else f"{num_files} files"
+    return DataError(f"{dataset}: has {files}, and --stream_shares is {count}; give as many at most", about=dataset)
 
 
 class TokenDocuments(Source):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from llama_dyt.data.order.packed_sequences import (
     SequencePlace,
     num_sequences,
 )
+from llama_dyt.data.order.shared_sequences import SharedSequences, check_shares
 from llama_dyt.data.order.stream_sequences import NO_DOCUMENT, StreamSequences
 from llama_dyt.data.tokenizing.tokenizer import vocabulary_size
 
@@ -65,6 +66,8 @@ class TokenBatches(Prefetcher):
         sources = open_sources(dataset, tokenizer, options)
         state = starting_point(state, sources, tokenizer, options.order)
         work = _Work(sources, tokenizer, max_length, options, state, vocabulary_size(tokenizer))
+        if options.order.shares > 1:
+            check_shares(options.order.shares, shape.global_rows)
         super().__init__(lambda: _steps(work, shape), prefetch)
 
 
@@ -84,7 +87,7 @@ class _Work:
             return nullcontext()
         return start_workers(self.tokenizer, self.options.num_workers, self.options.held_out_fraction)
 
-    def sequences(self, source: WeightedSource, workers) -> PackedSequences:
+    def sequences(self, source: WeightedSource, workers, shape: BatchShape) -> PackedSequences:
         """Those of a source, from the state on."""
         state, length, num_epochs = self.state["sources"].get(source.name), self.max_length, source.num_epochs
         key = (self.options.order.seed, source.name, source.shuffle)
@@ -95,11 +98,21 @@ class _Work:
                 source.data, length, num_epochs, key if source.shuffle == "sequences" else None, state
             )
 
-        def walk(position: dict | None) -> EncodedWalk | FramedWalk:
-            return _walk(source, self.tokenizer, workers, self.options.num_workers, position)
+        def stream(source: WeightedSource, key: tuple, state: dict | None) -> StreamSequences:
+            def walk(position: dict | None) -> EncodedWalk | FramedWalk:
+                return _walk(source, self.tokenizer, workers, self.options.num_workers, position)
 
-        shuffle = (self.options.order.shuffle_buffer, key) if source.shuffle == "documents" else None
-        return StreamSequences(walk, length, num_epochs, shuffle, state)
+            shuffle = (self.options.order.shuffle_buffer, key) if source.shuffle == "documents" else None
+            return StreamSequences(walk, length, num_epochs, shuffle, state)
+
+        shares = self.options.order.shares
+        if shares == 1:
+            return stream(source, key, state)
+
+        def share(number: int, state: dict | None) -> StreamSequences:
+            return stream(replace(source, data=source.data.share(number, shares)), (*key, number), state)
+
+        return SharedSequences(share, shares, shape.global_rows, shape.own_rows, length, state)
 
 
 def check_lengths(tokenizer, max_length: int) -> None:
@@ -136,7 +149,7 @@ class _Rows:
 def _steps(work: _Work, shape: BatchShape) -> Iterator[Step]:
     sources, state = work.sources, work.state
     with work.workers() as workers:
-        sequences = [work.sequences(source, workers) for source in sources]
+        sequences = [work.sequences(source, workers, shape) for source in sources]
         counts = Counts.of(state, sources)
         stopped = [number for number, of_source in enumerate(sequences) if of_source.ended]
         unchanged = [sources[number].name for number in stopped] == state["stopped"]

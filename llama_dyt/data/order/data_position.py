@@ -48,9 +48,10 @@ class Counts:
 
 def order_mark(source: WeightedSource, order: Order) -> str:
     """What the order of a source's tokens depends on besides its data."""
+    shares = f"{order.shares} shares" if order.shares > 1 else ""
     if source.shuffle == "none":
-        return "none"
-    mark = f"{source.shuffle}, seed {order.seed}"
+        return f"none, {shares}" if shares else "none"
+    mark = f"{source.shuffle}, seed {order.seed}" + (f", {shares}" if shares else "")
     return mark if source.data.has_random_access else f"{mark}, buffer {order.shuffle_buffer}"
 
 
@@ -129,7 +130,7 @@ def starting_point(state: dict | None, sources: Sequence[WeightedSource], tokeni
         if place["order"] != orders[source.name]:
             raise DataError(
                 f"{source} was read in another order: shuffling was {place['order']}, now it is {orders[source.name]}; "
-                "give --shuffle, --shuffle_buffer and --seed as they were"
+                "give --shuffle, --shuffle_buffer, --seed and --stream_shares as they were"
             )
     return {"turns": None, "stopped": [], **state, **marks}
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core import ranks
 from llama_dyt.core.store import Location
+from llama_dyt.data.order.shared_sequences import whole_position
 from llama_dyt.training.callbacks.callback import Callback, Training
 from llama_dyt.training.checkpoint.generators import rng_state
 from llama_dyt.training.checkpoint.imports import modules_had
@@ -63,8 +64,10 @@ class Checkpointing(Callback):
         boosted, step = trainer.boosted, trainer.progress.step
         generators = ranks.gather(rng_state(), "saving the random generators")
         grid = boosted.grid
+        where = whole_position(trainer.progress.position, lambda own: ranks.gather(own, "saving the place in the data"))
         trainer_state = {
             **asdict(trainer.progress),
+            "position": where,
             "world_size": dist.get_world_size(),
             "data_parallel_size": grid.dp_size,
             "tensor_parallel_size": grid.tp_size,

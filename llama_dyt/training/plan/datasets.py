@@ -55,7 +55,7 @@ def read_options(run: RunConfig, tokenizer: Any = None) -> ReadOptions:
     instructions, columns = run.kind == "finetune", run.columns
     return ReadOptions(
         fields=(columns.prompt_field, columns.completion_field) if instructions else (columns.text_field,),
-        task=run.data.task_name if instructions else None,
+        task=run.data.task_name,
         skip_bad_lines=run.data.skip_bad_lines,
         settings=settings_in(run.groups),
         records=_shaped_records(run, tokenizer) if instructions else None,
@@ -75,7 +75,7 @@ def loader_options(run: RunConfig) -> LoaderOptions:
     return LoaderOptions(
         read=read_options(run),
         num_epochs=run.data.num_epochs,
-        order=Order(run.run.seed, run.data.shuffle, run.data.shuffle_buffer),
+        order=Order(run.run.seed, run.data.shuffle, run.data.shuffle_buffer, run.data.stream_shares),
         held_out_fraction=run.validation.validation_fraction,
         num_workers=run.data.num_workers,
     )
