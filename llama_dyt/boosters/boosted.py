@@ -24,6 +24,7 @@ from llama_dyt.boosters.device_values import HostCopy
 from llama_dyt.boosters.grid import Grid
 from llama_dyt.boosters.layers.pipeline_stage import micro_batch_loss
 from llama_dyt.boosters.layers.sequence_parallel import cut_batch
+from llama_dyt.boosters.routing import follow_routing
 from llama_dyt.boosters.runtime import Runtime
 from llama_dyt.boosters.step import Criterion, StepBatch, StepResult
 from llama_dyt.boosters.strategy import STRATEGIES
@@ -40,6 +41,7 @@ class Boosted:
         model: the strategy's wrapper, callable.
         module: the HuggingFace module inside it (its parameters may be cut, freed or held by other stages).
         grid: this process's coordinates.
+        routing: what routers did in the last step; None where there are no experts.
         scaler: the fp16 loss scaler.
         state: whole tensors by name, for checkpoints.
     """
@@ -69,6 +71,7 @@ class Boosted:
         self.scaler = self.runtime.scaler
         self.state: TrainingState = self.runtime.state
         self.state.scatter(read)
+        self.routing = follow_routing(run, self.module, self._family, self.grid)
         self._compiled = CompiledLayers(self._own_layers()) if compiles(run, self.device.type) else None
         self.model.train()
 
@@ -123,6 +126,8 @@ class Boosted:
 
         Their gradients join in where those of the cross entropy come by, which the loss scale is in already.
         """
+        if self.routing is not None:
+            self.routing.begin_step()
         if self._family.auxiliary_losses:
             slices = self.grid.tp_size if self.run.booster.sequence_parallelism == "split_gather" else 1
             for layer in self._own_layers():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from llama_dyt.boosters.strategy import STRATEGIES, able
 from llama_dyt.config.run import RunConfig
+from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.core.problem import Problem
 from llama_dyt.models.settings import divisor_below, model_of
 from llama_dyt.models.size import Size
@@ -220,4 +221,16 @@ def untraceable_layout(run: RunConfig) -> Problem | None:
     if booster.pp_style == "zbv":
         reason = "the linear layers of --pp_style zbv put off their weights' gradients, which cannot be traced"
         return Problem("compile", True, reason, "leave the flag out, or take another style", also=("pp_style",))
+    if has_experts(run):
+        reason = "layers with experts send tokens by what they are, which cannot be traced"
+        return Problem("compile", True, reason, "leave the flag out", also=_SIZE_FLAGS)
     return None
+
+
+def has_experts(run: RunConfig) -> bool:
+    """Whether the run's model has experts; no where that is not known, which its own checks tell."""
+    try:
+        model = model_of(run)
+    except ConfigurationError:
+        return False
+    return model is not None and model.family.experts is not None

@@ -16,6 +16,7 @@ from colossalai.tensor.d_tensor.api import get_sharding_spec, is_distributed_ten
 from torch import nn
 
 from llama_dyt.boosters.grid import Grid
+from llama_dyt.boosters.layers.cut_experts import BLOCKS
 
 
 class TensorParallelPart:
@@ -31,6 +32,7 @@ class TensorParallelPart:
         self.whole = whole
         self.shape = parameter.shape
         self.dimension = cut_dimension(parameter)
+        self._blocks: int = getattr(parameter, BLOCKS, 1)
         self._grid = grid
         self._start = 0 if self.dimension is None else self.shape[self.dimension] * grid.tp_rank
 
@@ -44,6 +46,8 @@ class TensorParallelPart:
         first, last = begin // row, -(-end // row)
         wanted = [slice(first, last), *(slice(0, size) for size in self.shape[1:])]
         window = tuple(part.stop - part.start for part in wanted)
+        if self._blocks > 1:
+            return self._read_blocks(source, wanted)[begin - first * row : end - first * row]
         if self.dimension is not None:
             cut = wanted[self.dimension]
             limit = self.whole[self.dimension]
@@ -55,6 +59,16 @@ class TensorParallelPart:
             padded[tuple(slice(0, size) for size in sizes)] = values
             values = padded
         return values.reshape(-1)[begin - first * row : end - first * row]
+
+    def _read_blocks(self, source: Any, wanted: list[slice]) -> torch.Tensor:
+        """The same, flattened, where this part is as long a stretch of each of several blocks."""
+        length, own = self.whole[self.dimension] // self._blocks, self.shape[self.dimension] // self._blocks
+        stretches = []
+        for block in range(self._blocks):
+            start = block * length + own * self._grid.tp_rank
+            wanted[self.dimension] = slice(start, start + own)
+            stretches.append(source[tuple(wanted)])
+        return torch.cat(stretches, dim=self.dimension).reshape(-1)
 
     def join(self, part: torch.Tensor) -> torch.Tensor | None:
         """Every rank's part, of shape `shape` → the whole on the first rank, without padding, None on the others.
@@ -68,6 +82,12 @@ class TensorParallelPart:
 
     def assemble(self, parts: torch.Tensor) -> torch.Tensor:
         """All ranks' parts, (ranks, *shape) → the whole, without padding."""
+        if self._blocks > 1:
+            of_blocks = [
+                torch.cat(parts.chunk(self._blocks, self.dimension + 1)[block].unbind(), self.dimension)
+                for block in range(self._blocks)
+            ]
+            return torch.cat(of_blocks, self.dimension)
         if self.dimension == 0:
             return parts.flatten(0, 1)[: self.whole[0]]
         return torch.cat(parts.unbind(), dim=self.dimension).narrow(self.dimension, 0, self.whole[self.dimension])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from llama_dyt.convert.pickles import tensors_in
 from llama_dyt.convert.weights import Stored, Weights
 from llama_dyt.core.errors import CheckpointError
-from llama_dyt.models.tensor_files import TensorFiles
+from llama_dyt.models.joined_tensors import ModelFiles
+from llama_dyt.models.model_spec import FilePart
+from llama_dyt.models.spec import family_of
 
 _NEWER = "model.safetensors"
 _OLDER = "pytorch_model.bin"
@@ -38,7 +41,7 @@ def open_weights(folder: Path, config: Any) -> Iterator[Weights]:
     if older and not newer:
         yield _older(folder, config)
         return
-    with TensorFiles(folder) as files:
+    with ModelFiles(folder, family_of(config)) as files:
         stored = {}
         for name, (shape, file) in files.shapes().items():
             try:
@@ -47,6 +50,34 @@ def open_weights(folder: Path, config: Any) -> Iterator[Weights]:
                 raise CheckpointError(f"{file}: {name} is {error}") from error
         # A copy: what the file gives is its mapped bytes, which nobody may write to.
         yield Weights(config, stored, lambda name: files[name].whole().clone())
+
+
+def as_on_the_hub(weights: Weights) -> Weights:
+    """The same under the names that transformers' own class of the family has in the hub's files, where some tensors
+    lie in parts. The whole of one is read when its first part is, and kept until another is."""
+    family = family_of(weights.config)
+    stored: dict[str, Stored] = {}
+    parts: dict[str, FilePart] = {}
+    for name, own in weights.stored.items():
+        for part in family.parts_for_files(name, own.shape):
+            parts[part.name] = part
+            shape = own.shape if part.index is None else own.shape[1:]
+            stored[part.name] = replace(own, shape=shape if part.half is None else (shape[0] // 2, *shape[1:]))
+        if not family.parts_for_files(name, own.shape):
+            stored[name] = own
+    kept: dict[str, Tensor] = {}
+
+    def read(name: str) -> Tensor:
+        part = parts.get(name)
+        if part is None:
+            return weights.read(name)
+        if part.of not in kept:
+            kept.clear()
+            kept[part.of] = weights.read(part.of)
+        own = kept[part.of] if part.index is None else kept[part.of][part.index]
+        return (own if part.half is None else own.chunk(2)[part.half]).clone()
+
+    return replace(weights, stored=stored, read=read)
 
 
 def _older(folder: Path, config: Any) -> Weights:

@@ -21,6 +21,23 @@ Cut = Literal["column", "row", "vocabulary"]
 
 
 @dataclass(frozen=True)
+class FilePart:
+    """A tensor of the hub's files, as part of one of ours.
+
+    Attributes:
+        name: there.
+        of: the whole one's.
+        index: where it lies along the first dimension of that, which it has not itself; None: it has all of them.
+        half: which half of the rows (of the second dimension, with `index`) it is; None: all of them.
+    """
+
+    name: str
+    of: str
+    index: int | None = None
+    half: int | None = None
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One family of decoders.
 
@@ -51,6 +68,8 @@ class ModelSpec:
         column_parallel: projections in a layer split by output rows: each rank makes some heads, or some MLP units.
         row_parallel: projections in a layer split by input columns, whose outputs are summed over the ranks.
         layer_norms: in a layer; replicated over tensor-parallel ranks, as the final norm is.
+        experts: the block in a layer that has a router, `gate`, and `experts`, as `models.mixtral` has them; None: there
+            are none.
         auxiliary_losses: layers have losses of their own beside the cross entropy (`models.ops.auxiliary_loss`).
     """
 
@@ -82,6 +101,7 @@ class ModelSpec:
     )
     row_parallel: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
     layer_norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    experts: str | None = None
     auxiliary_losses: bool = False
 
     # --- the HF classes ----------------------------------------------------------------------------------------------
@@ -134,6 +154,20 @@ class ModelSpec:
             return "column"
         # A bias is added to the sum over the ranks.
         return "row" if kind == "weight" and owner.endswith(self.row_parallel) else None
+
+    def cut_dimension(self, name: str) -> int:
+        """Along which dimension tensor parallelism cuts the parameter `name`, where it does."""
+        return 1 if self.cut_of(name) == "row" else 0
+
+    # --- files of the hub --------------------------------------------------------------------------------------------
+
+    def part_in_files(self, name: str) -> FilePart | None:
+        """What a tensor of the hub's files is a part of, by its name there; None: it is one of ours itself."""
+        return None
+
+    def parts_for_files(self, name: str, shape: tuple[int, ...]) -> list[FilePart]:
+        """The tensors that the hub's files have for one of ours; none: itself."""
+        return []
 
     # --- sizes -------------------------------------------------------------------------------------------------------
 
@@ -205,6 +239,10 @@ class ModelSpec:
         attention = config.hidden_size * self.head_dim(config) * heads
         layer = attention + self.mlp_matmul_parameters(config)
         return config.num_hidden_layers * layer + config.hidden_size * config.vocab_size
+
+    def idle_parameters(self, config: Any) -> int:
+        """How many of a model's parameters no single token is computed with: experts that it is not sent to."""
+        return 0
 
     def flops_per_token(self, config: Any, sequence_length: int) -> float:
         """Forward and backward FLOPs of one token, without recomputation.

@@ -20,8 +20,8 @@ from llama_dyt.core.errors import CheckpointError, ConfigurationError
 from llama_dyt.models.build import build_config, empty_model
 from llama_dyt.models.grown_tensor import GrownTensor
 from llama_dyt.models.initial_weights import InitialTensor
+from llama_dyt.models.joined_tensors import ModelFiles
 from llama_dyt.models.spec import family_of
-from llama_dyt.models.tensor_files import TensorFiles
 from llama_dyt.norms.by_name import norm_of
 from llama_dyt.norms.spec import NormSpec
 
@@ -97,7 +97,7 @@ def _opened(
     norm: str | None,
     overrides: dict[str, Any],
     grown_from: int | None = None,
-) -> Iterator[tuple[PretrainedConfig, TensorFiles, float]]:
+) -> Iterator[tuple[PretrainedConfig, ModelFiles, float]]:
     """The config to load with, the open files, after both were found to fit, and what is to be added to the weights of
     norms, so that they multiply as they did."""
     _require_folder(path)
@@ -108,7 +108,7 @@ def _opened(
     except ConfigurationError as error:
         raise CheckpointError(str(error)) from error
     swapped = own_norm.name != config.norm_type
-    with TensorFiles(path) as files:
+    with ModelFiles(path, family_of(config)) as files:
         _compare(path, files.shapes(), config, own_norm, grown_from)
         if swapped:
             warnings.warn(f"{path}: {SWAP_WARNING} ({own_norm.name} to {config.norm_type})", UserWarning, stacklevel=4)

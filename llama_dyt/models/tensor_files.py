@@ -98,6 +98,14 @@ class StoredTensor:
             raise CheckpointError(f"stored as {kind}; give weights that are not quantized ({', '.join(_DTYPES)})")
         return _DTYPES[kind]
 
+    @property
+    def num_rows(self) -> int:
+        return self._stored.get_shape()[0]
+
+    @property
+    def num_columns(self) -> int:
+        return self._stored.get_shape()[1]
+
     def __getitem__(self, index: slice | tuple[slice, ...]) -> torch.Tensor:
         return self._stored[index].float()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from tests.distributed import small_run
 
@@ -44,14 +45,18 @@ def train(
     tied: bool = False,
     z_loss: float = 0.0,
     family: str = "15m",
+    micro_batches: tuple[tuple[int, ...], ...] | None = None,
 ) -> Trajectory:
     """Train the small run in one process.
 
     Args:
         precision: "fp32"; or "bf16" or "fp16" for a copy of the model in it that computes the gradients, while fp32
             weights are kept and updated. The distance between the two is the noise of half precision itself.
+        micro_batches: of a family with experts, the rows whose routing is balanced together.
     """
     model = small_run.small_model(norm, tied=tied, family=family)
+    if micro_batches is not None:  # only what `routing_losses_of` says is to have a gradient
+        model.model.routing_board.balance = model.model.routing_board.z = 0.0
     worker = model if precision == "fp32" else copy.deepcopy(model).to(HALF[precision])
     # fp16 gradients as small as these would vanish; a power of two changes nothing else.
     scale = 2.0**16 if precision == "fp16" else 1.0
@@ -65,7 +70,8 @@ def train(
                 copied.copy_(master)
         worker.zero_grad()
         loss, penalty = losses_of(worker, step)
-        ((loss + z_loss * penalty) * scale).backward()
+        of_routers = 0.0 if micro_batches is None else routing_losses_of(worker, step, micro_batches)
+        ((loss + z_loss * penalty + of_routers) * scale).backward()
         for copied, master in zip(worker.parameters(), model.parameters()):
             master.grad = copied.grad.float() / scale
         if not gradients:
@@ -97,6 +103,25 @@ def losses_of(model: torch.nn.Module, step: int) -> tuple[torch.Tensor, torch.Te
     count = (targets != -100).sum()
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / count
     return loss, logits.logsumexp(-1).square()[targets != -100].sum() / count
+
+
+def routing_losses_of(model: torch.nn.Module, step: int, micro_batches: tuple[tuple[int, ...], ...]) -> torch.Tensor:
+    """The routers' losses, a mean over micro batches: the balance by transformers' own function, the z-loss by hand."""
+    config, (ids, _) = model.config, small_run.global_batch(step)
+    total = torch.zeros(())
+    for rows in micro_batches:
+        logits: list[torch.Tensor] = []
+        hooks = [
+            layer.mlp.gate.register_forward_hook(lambda *call, logits=logits: logits.append(call[2]))
+            for layer in model.model.layers
+        ]
+        model(torch.from_numpy(ids)[list(rows)])
+        for hook in hooks:
+            hook.remove()
+        balance = load_balancing_loss_func(tuple(logits), config.num_local_experts, config.num_experts_per_tok)
+        z = torch.cat(logits).logsumexp(-1).square().mean()
+        total = total + config.router_aux_loss_coef * balance + config.router_z_loss_coef * z
+    return total / len(micro_batches)
 
 
 def distance(value: torch.Tensor, reference: torch.Tensor) -> float:

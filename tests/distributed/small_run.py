@@ -122,8 +122,18 @@ OF_FAMILIES = {
     "mistral_7b": {"sliding_window": 7},
     "gemma_2b": {"head_dim": 16},
     "phi_2": {"resid_pdrop": 0.0},
+    # Coefficients at which the routers' losses are a good part of their gradient.
+    "mixtral_8x2m": {"num_local_experts": 4, "router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1},
 }
 """What a small model of each family has beside the common figures: a window shorter than the text, wider heads."""
+
+
+def micro_batch_rows(layout: Layout, accumulation: int) -> tuple[tuple[int, ...], ...]:
+    """The rows of the global batch that go through the model at a time, over all data-parallel ranks."""
+    run = run_config(layout, "fp32", accumulation)
+    rank_rows = np.arange(GLOBAL_ROWS).reshape(layout.dp, -1)
+    count = run.booster.micro_batches(rank_rows.shape[1]) if layout.pp > 1 else accumulation
+    return tuple(tuple(part.ravel().tolist()) for part in np.split(rank_rows, count, axis=1))
 
 
 def model_config(norm: str = "dyt", num_layers: int = 4, tied: bool = False, family: str = "15m") -> LlamaDytConfig:

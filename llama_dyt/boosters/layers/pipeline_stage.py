@@ -58,8 +58,9 @@ def stage_forward(
         mask = causal_mask(model.config, inputs_embeds=shape, attention_mask=None, past_key_values=None)
         attention = {"attention_mask": mask, "position_ids": position_ids}
     start, end = stage_index if stage_index is not None else stage_manager.stage_indices
-    for layer in family.layers_of(model)[start:end]:
-        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, **attention)
+    with decoder.through_layers(None, first_layer=start) as beside:
+        for layer in family.layers_of(model)[start:end]:
+            hidden_states = layer(hidden_states, position_embeddings=position_embeddings, **attention, **beside)
     if not stage_manager.is_last_stage():
         return {"hidden_states": hidden_states}
     hidden_states = getattr(decoder, family.final_norm)(hidden_states)

@@ -36,6 +36,7 @@ from llama_dyt.boosters.layers.adapted import (
     WholeInputHeadLora,
     keeping_adapter,
 )
+from llama_dyt.boosters.layers.cut_experts import cut_experts
 from llama_dyt.boosters.layers.parallel_linear import (
     FrozenColumnLinear,
     FrozenHead,
@@ -97,6 +98,10 @@ class DecoderPolicy(Policy):
         """Nothing left to check here: `config/check.py` refused impossible layouts before any process group existed."""
 
     def preprocess(self) -> nn.Module:
+        if self.family.experts is not None and self.shard_config.enable_tensor_parallelism:
+            group = self.shard_config.tensor_parallel_process_group
+            for layer in self._layers():
+                cut_experts(layer.get_submodule(self.family.experts), group, sliced=self._mode == "split_gather")
         return self.model
 
     def postprocess(self) -> nn.Module:

@@ -22,6 +22,8 @@ class HuggingFace:
     files = "config.json and safetensors or pytorch_model.bin"
     takes_config = False
     dtype, divided = None, False
+    as_on_the_hub = True
+    """Whether tensors that the hub's files have in parts are written so."""
 
     def matches(self, path: Path) -> bool:
         from llama_dyt.convert.hf_files import is_hf_folder
@@ -53,10 +55,15 @@ class HuggingFace:
         return []
 
     def write(self, job: Job, folder: Path) -> dict[str, str]:
+        from dataclasses import replace
+
+        from llama_dyt.convert.hf_files import as_on_the_hub
         from llama_dyt.convert.hf_model import write_folder
         from llama_dyt.models.saved_config import plain_config
 
-        return write_folder(job, folder, plain_config(job.weights.config))
+        plain = plain_config(job.weights.config)
+        weights = job.weights if plain is None or not self.as_on_the_hub else as_on_the_hub(job.weights)
+        return write_folder(replace(job, weights=weights), folder, plain)
 
     def logits(self, folder: Path, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
         from llama_dyt.convert.hf_model import logits_of_folder

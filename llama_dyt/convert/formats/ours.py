@@ -23,6 +23,7 @@ class Ours(HuggingFace):
     name, in_words, order = "ours", "a checkpoint of ours", 0
     files = "a --save_dir, a step folder or its model/"
     dtype = "fp32"
+    as_on_the_hub = False
 
     def matches(self, path: Path) -> bool:
         return _step_folder(path) is not None

@@ -79,7 +79,7 @@ def cut_of(name: str, family: ModelSpec) -> tuple[Cut | None, int]:
     found = owner_of(name)
     if found is None:
         cut = family.cut_of(name)
-        return cut, 1 if cut == "row" else 0
+        return cut, family.cut_dimension(name)
     owner, part = found
     cut = family.cut_of(f"{owner}.weight")
     if part.startswith("lora_embedding"):  # its inputs are the vocabulary

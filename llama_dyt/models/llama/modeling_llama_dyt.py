@@ -9,6 +9,7 @@ transformers' registry and the loss is an attribute, so a policy replaces those 
 
 # Annotations are evaluated here, for transformers reads those of `forward`.
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Unpack
 
 import torch
@@ -274,6 +275,17 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    def through_layers(
+        self, attention_mask: Tensor | None, first_layer: int = 0
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """What one pass through the layers, from `first_layer` on, runs in; gives what each of them is called with
+        beside. Nothing here: for families whose layers have something together.
+
+        Args:
+            attention_mask: as of `forward`.
+        """
+        return nullcontext({})
+
     @capture_outputs
     def forward(
         self,
@@ -327,15 +339,17 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
         position_embeddings = self.rotary_emb(inputs_embeds, positions)
 
         hidden_states = inputs_embeds
-        for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                position_embeddings=position_embeddings,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **attention,
-                **kwargs,
-            )
+        with self.through_layers(attention_mask) as beside:
+            for layer in self.layers:
+                hidden_states = layer(
+                    hidden_states,
+                    position_embeddings=position_embeddings,
+                    past_key_values=past_key_values,
+                    use_cache=use_cache,
+                    **attention,
+                    **beside,
+                    **kwargs,
+                )
         hidden_states = getattr(self, self.final_norm)(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 

@@ -6,6 +6,7 @@ from llama_dyt.boosters.compilation import compiles
 from llama_dyt.models import count_parameters
 from llama_dyt.models.adapters import count, trained_in_words
 from llama_dyt.models.partition import StagePart
+from llama_dyt.models.spec import family_of
 from llama_dyt.training.measurement.figures import figure
 from llama_dyt.training.plan import Plan
 from llama_dyt.training.settings import tokens_per_step
@@ -26,7 +27,9 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
     num_parameters = count_parameters(plan.model_config)
     tokens = tokens_per_step(run, world_size)
     print(run.to_yaml().rstrip())
-    print(f"# parameters      {num_parameters:,}")
+    idle = family_of(plan.model_config).idle_parameters(plan.model_config)
+    of_a_token = f", of which a token is computed with {num_parameters - idle:,}" if idle else ""
+    print(f"# parameters      {num_parameters:,}{of_a_token}")
     parts = stage_parts(run, plan.model_config, plan.adapter)
     if plan.adapter is not None:
         print(f"# trained         {trained_in_words(plan.adapter, plan.model_config)}")

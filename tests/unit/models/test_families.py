@@ -15,6 +15,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PhiConfig,
     PhiForCausalLM,
 )
@@ -66,6 +68,12 @@ PLAIN = {
     "mistral, wider heads": (MistralForCausalLM, MistralConfig(**{**TINY, "hidden_size": 66}, head_dim=24)),
     "gemma, untied": (GemmaForCausalLM, GemmaConfig(**TINY, head_dim=32, tie_word_embeddings=False)),
     "gemma, one key head": (GemmaForCausalLM, GemmaConfig(**{**TINY, "num_key_value_heads": 1}, head_dim=24)),
+    # Its balancing loss is asked of transformers' class by another flag: `test_mixtral.py`.
+    "mixtral": (MixtralForCausalLM, MixtralConfig(**TINY, num_local_experts=4, router_aux_loss_coef=0.0)),
+    "mixtral, a window, three of five": (
+        MixtralForCausalLM,
+        MixtralConfig(**TINY, num_local_experts=5, num_experts_per_tok=3, router_aux_loss_coef=0.0, sliding_window=7),
+    ),
     "phi": (PhiForCausalLM, PhiConfig(**TINY, partial_rotary_factor=0.5)),
     "phi, linear positions": (
         PhiForCausalLM,
@@ -136,7 +144,7 @@ def test_it_comes_in_trains_and_leaves_as_transformers_own(tmp_path, case):
     torch.testing.assert_close(load_pretrained(tmp_path / "out").eval()(ids).logits, ours(ids).logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral", "gemma", "phi"])
+@pytest.mark.parametrize("case", ["llama", "mistral", "mixtral", "gemma", "phi"])
 def test_padded_and_generated_text_is_transformers_own(tmp_path, case):
     """Longer than Mistral's window, with its cache."""
     theirs, ids = made(case), tokens(length=12)
@@ -148,7 +156,7 @@ def test_padded_and_generated_text_is_transformers_own(tmp_path, case):
     assert torch.equal(ours.generate(ids, **wanted), theirs.generate(ids, **wanted))
 
 
-@pytest.mark.parametrize("case", ["mistral", "gemma", "phi"])
+@pytest.mark.parametrize("case", ["mistral", "mixtral", "gemma", "phi"])
 def test_dyt_in_place_of_its_norm_travels_and_keeps_what_norms_multiply_by(tmp_path, case):
     theirs = made(case)
     theirs.save_pretrained(tmp_path / "in")
@@ -180,6 +188,8 @@ def test_dyt_in_place_of_its_norm_travels_and_keeps_what_norms_multiply_by(tmp_p
         ("llama3_70b", "rmsnorm", 70_553_706_496),
         ("mistral_7b", "rmsnorm", 7_241_732_096),
         ("mistral_7b_v0.3", "rmsnorm", 7_248_023_552),
+        ("mixtral_8x7b", "rmsnorm", 46_702_792_704),
+        ("mixtral_8x22b", "rmsnorm", 140_620_634_112),
         ("gemma_2b", "unit_offset_rmsnorm", 2_506_172_416),
         ("gemma_7b", "unit_offset_rmsnorm", 8_537_680_896),
         ("phi_1_5", "layernorm", 1_418_270_720),
@@ -222,7 +232,7 @@ def test_a_phi_that_no_release_has_is_refused(tmp_path, fields):
         build_config(tmp_path)
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral", "gemma", "phi"])
+@pytest.mark.parametrize("case", ["llama", "mistral", "mixtral", "gemma", "phi"])
 def test_our_classes_read_a_plain_folder_with_the_norm_it_has(tmp_path, case):
     """Not with DyT, which a config of ours has where nothing is said, and whose alphas would be new."""
     theirs = made(case)

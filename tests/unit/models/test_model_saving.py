@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_cases import tiny_model, tokens
+from model_cases import TINY, tiny_model, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import llama_dyt
@@ -23,6 +23,7 @@ from llama_dyt.models import (
     LlamaDytForCausalLM,
     LlamaDytModel,
     build_config,
+    build_model,
     missing_imports,
     require_parts,
     require_travelling,
@@ -121,6 +122,10 @@ assert model.generate(prompt, max_new_tokens=5, do_sample=False, eos_token_id=No
 model.save_pretrained("again")  # a copy of the copy
 again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True).eval()
 assert torch.equal(again(saved["ids"]).logits, out.logits)
+
+saved = torch.load("experts.pt")
+experts = AutoModelForCausalLM.from_pretrained("experts", trust_remote_code=True).eval()
+torch.testing.assert_close(experts(saved["ids"]).logits, saved["logits"], rtol=0, atol=1e-6)
 """
 
 
@@ -131,6 +136,9 @@ def test_an_exported_folder_loads_without_the_package(tmp_path):
         model.save_pretrained(tmp_path / norm)
         out = model(ids, labels=ids)
         torch.save({"ids": ids, "logits": out.logits.detach(), "loss": out.loss.detach()}, tmp_path / f"{norm}.pt")
+    experts = build_model(build_config("mixtral_8x2m", "dyt", **TINY), seed=0).eval()
+    experts.save_pretrained(tmp_path / "experts")
+    torch.save({"ids": ids, "logits": experts(ids).logits.detach()}, tmp_path / "experts.pt")
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     ran = subprocess.run(
