@@ -68,8 +68,8 @@ class ModelSpec:
         column_parallel: projections in a layer split by output rows: each rank makes some heads, or some MLP units.
         row_parallel: projections in a layer split by input columns, whose outputs are summed over the ranks.
         layer_norms: in a layer; replicated over tensor-parallel ranks, as the final norm is.
-        experts: the block in a layer that has a router, `gate`, and `experts`, as `models.mixtral` has them; None: there
-            are none.
+        experts: the block in a layer that has a router, `gate`, and `experts`, as `models.mixtral` has them; None:
+            there are none.
         auxiliary_losses: layers have losses of their own beside the cross entropy (`models.ops.auxiliary_loss`).
     """
 

@@ -101,7 +101,8 @@ def test_a_full_disk_on_save_ends_every_rank_and_leaves_no_half_checkpoint(corpu
     assert "No space left on device" in message or "File too large" in message
     assert "free space or take another --save_dir, and resume with --load auto" in message
     assert 'pretrain.py", line' not in outcome.stderr, "a traceback of ours"
-    assert sorted(path.name for path in (disk / "run").iterdir()) == ["config.yaml", "events.jsonl", "metrics.jsonl"]
+    left = {path.name for path in (disk / "run").iterdir()} - {"report.html"}  # which may find room, or not
+    assert left == {"config.yaml", "events.jsonl", "metrics.jsonl"}
 
 
 def test_a_disk_too_full_for_metrics_ends_the_run_in_one_line(corpus, tmp_path):

@@ -22,7 +22,7 @@ from torch import nn
 from llama_dyt.boosters.layers.parallel_linear import LENGTH, gather_input, input_of_all
 
 BLOCKS = "blocks"
-"""Attribute of a parameter: so many stretches lie along its cut dimension, each of which is cut (gate and up in one)."""
+"""Attribute of a parameter: how many stretches lie in its cut dimension, each of which is cut; gate and up in one."""
 
 
 def cut_experts(block: nn.Module, group: dist.ProcessGroup, sliced: bool) -> None:
