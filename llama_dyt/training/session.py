@@ -45,6 +45,7 @@ from llama_dyt.training.loop import Trainer
 from llama_dyt.training.measurement.performance import Speedometer
 from llama_dyt.training.optimizer import parameter_groups
 from llama_dyt.training.plan import Plan, resolve_checkpoint, say
+from llama_dyt.training.plan.global_batch import batch_state
 from llama_dyt.training.progress import Ending, Progress
 from llama_dyt.training.schedule import LearningRateSchedule
 from llama_dyt.training.signals import INTERRUPTED_STATUS, StopRequest
@@ -279,7 +280,8 @@ class Session:
         """
         run = self.run
         trackers = trackers or Trackers()
-        checkpointing = Checkpointing(run, writer, trackers) if writer else None
+        batch = batch_state(self.plan.asked or run, run, dist.get_world_size())
+        checkpointing = Checkpointing(run, writer, trackers, batch) if writer else None
         callbacks = Callbacks(
             [
                 Reporting(run, trackers),

@@ -61,6 +61,14 @@ class OptimizerSettings:
     gradient_accumulation_steps: int = option(
         1, "Batches of --batch_size that make one optimizer step.", spellings=("accumulation_steps",), at_least=1
     )
+    global_batch_size: int | None = option(
+        None,
+        "Sequences of one optimizer step, over all ranks: sets --gradient_accumulation_steps by the ranks that there "
+        "are, whatever that is given as; none: as many as that makes, or, in a run that resumes by the same flags on "
+        "other ranks, as its checkpoint's steps had.",
+        metavar="SEQUENCES",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True)

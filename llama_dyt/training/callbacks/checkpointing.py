@@ -28,8 +28,16 @@ class Checkpointing(Callback):
 
     order = 80
 
-    def __init__(self, run: RunConfig, writer: CheckpointWriter, trackers: Trackers | None = None) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        writer: CheckpointWriter,
+        trackers: Trackers | None = None,
+        batch: dict[str, int] | None = None,
+    ) -> None:
+        """`batch`: how a step's sequences came about, of `plan.global_batch`."""
         super().__init__(run)
+        self._batch = {"batch": batch} if batch is not None else {}
         self.writer = writer
         self._trackers = trackers or Trackers()
         self._saved_step = 0
@@ -68,6 +76,7 @@ class Checkpointing(Callback):
         trainer_state = {
             **asdict(trainer.progress),
             "position": where,
+            **self._batch,
             "world_size": dist.get_world_size(),
             "data_parallel_size": grid.dp_size,
             "tensor_parallel_size": grid.tp_size,

@@ -11,6 +11,7 @@ from llama_dyt.config.run import RunConfig
 from llama_dyt.core.environment import ProcessEnvironment, device_type, read_environment
 from llama_dyt.core.errors import ConfigurationError, LlamaDytError
 from llama_dyt.core.problem import Problem, flags_of
+from llama_dyt.training.plan.global_batch import with_global_batch
 from llama_dyt.training.plan.parse import Asked
 
 
@@ -64,6 +65,7 @@ class Checked:
         device: "cuda" or "cpu".
         found: what is wrong so far.
         missing: what is wrong with the datasets it names; None where nobody has looked yet.
+        asked: the run as its flags are.
     """
 
     run: RunConfig
@@ -71,6 +73,7 @@ class Checked:
     device: str
     found: Found
     missing: list[Problem] | None = None
+    asked: RunConfig | None = None
 
 
 def check(asked: Asked) -> Checked:
@@ -87,7 +90,8 @@ def check(asked: Asked) -> Checked:
         found.add(problem)
     # A flag that cannot be read has its default from here on; what follows from a default was not asked for.
     unread = {flag for problem in asked.unread for flag in flags_of(problem)}
+    run = found.attempt(lambda: with_global_batch(asked.run, environment.world_size)) or run
     for problem in collect_problems(run, environment.world_size, device):
         if unread.isdisjoint(flags_of(problem)):
             found.add(problem)
-    return Checked(run, environment, device, found)
+    return Checked(run, environment, device, found, asked=asked.run)

@@ -40,6 +40,7 @@ class Plan:
         sample: the corpus that `sample` means; None for other datasets.
         validation: the sets to validate on; empty without validation.
         files: what the names of datasets match, a line each, for the user to see.
+        asked: the run as its flags are; `run` may accumulate otherwise (`global_batch`).
         recomputing: what --auto_checkpointing chose; `run` has it as --selective_checkpointing.
     """
 
@@ -60,6 +61,7 @@ class Plan:
     recomputing: ChosenShare | None = None
     warnings: list[str] = field(default_factory=list)
     grown_from: int | None = None
+    asked: RunConfig | None = None
 
     @property
     def is_first_process(self) -> bool:

@@ -48,6 +48,7 @@ from llama_dyt.training.checkpoint.reader import Checkpoint, complete_steps, fin
 from llama_dyt.training.plan.adapters import holds_adapter, require_same_adapter, resolve_adapter
 from llama_dyt.training.plan.check import Checked, Found
 from llama_dyt.training.plan.datasets import datasets, loader_options, look_at_datasets, read_options
+from llama_dyt.training.plan.global_batch import with_batch_of
 from llama_dyt.training.plan.plan import Plan
 from llama_dyt.training.plan.tokenizer import fit_tokenizer
 from llama_dyt.training.trackers.jsonl import METRICS_FILE, read_metrics
@@ -68,6 +69,10 @@ def resolve(checked: Checked) -> Plan:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             checkpoint = found.attempt(lambda: resolve_checkpoint(run))
+    of_batch: list[str] = []
+    if checkpoint is not None:
+        held = found.attempt(lambda: _with_batch_of(checkpoint, checked))
+        run, of_batch = held or (run, [])
     for folder in (checkpoint.path / "model" if checkpoint is not None else None, weights_folder):
         for problem in missing_imports(folder) if folder is not None else ():
             found.add(problem)
@@ -100,8 +105,10 @@ def resolve(checked: Checked) -> Plan:
         validation=data.validation,
         files=data.files,
         grown_from=data.grown_from,
+        asked=checked.asked,
         warnings=[
             *dict.fromkeys(str(warning.message) for warning in caught),
+            *of_batch,
             *data.notes,
             *notes,
             *launch_warnings(checked.environment),
@@ -109,6 +116,16 @@ def resolve(checked: Checked) -> Plan:
             *flag_checks.warnings(run, checked.environment.world_size, checked.device),
         ],
     )
+
+
+def _with_batch_of(checkpoint: Checkpoint, checked: Checked) -> tuple[RunConfig, list[str]]:
+    """The run with its checkpoint's global batch, judged again where that makes it accumulate otherwise."""
+    run, world_size = checked.run, checked.environment.world_size
+    held, notes = with_batch_of(checkpoint.trainer_state, checkpoint.path, run, world_size)
+    problems = flag_checks.collect_problems(held, world_size, checked.device) if held is not run else []
+    if problems and not checked.found.dry:
+        raise ConfigurationError(problems)
+    return held, notes
 
 
 @dataclass
