@@ -10,12 +10,11 @@ import hashlib
 import json
 import os
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import llama_dyt
 from llama_dyt.config.run import all_options
 from llama_dyt.core import extensions
+from llama_dyt.core.code import FOLDER, code_digest
 from llama_dyt.core.ranks import Fact
 from llama_dyt.core.store import at
 from llama_dyt.data.opening import open_sources
@@ -99,11 +98,8 @@ def _data(plan: Plan) -> dict[str, Fact]:
 
 
 def _code() -> dict[str, Fact]:
-    folder = Path(llama_dyt.__file__).parent
-    files = sorted(path for suffix in ("*.py", "*.c") for path in folder.rglob(suffix))
-    code = _digest(b"\0".join(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() for path in files))
     versions = {f"the version of {package}": Fact(version(package)) for package in _PACKAGES}
-    return {"the code of llama_dyt": Fact(code, str(folder)), **versions}
+    return {"the code of llama_dyt": Fact(code_digest(), str(FOLDER)), **versions}
 
 
 def _digest(data: bytes) -> str:

@@ -36,12 +36,12 @@ mount -t tmpfs none /run
 mount -t tmpfs none /dev/shm
 ip link set lo up
 mkdir /run/sshd
-if [ -f "$2/sshd_config" ]; then
+if [ -f "$2/$1.sshd_config" ]; then
   [ ! -f /etc/ssh/ssh_config ] || mount --bind "$2/ssh_config" /etc/ssh/ssh_config
 fi
 echo ready
 read -r _
-[ ! -f "$2/sshd_config" ] || /usr/sbin/sshd -D -e -f "$2/sshd_config" 2>"$2/$1.sshd" &
+[ ! -f "$2/$1.sshd_config" ] || /usr/sbin/sshd -D -e -f "$2/$1.sshd_config" 2>"$2/$1.sshd" &
 read -r _
 """
 _SSHD_CONFIG = """
@@ -110,12 +110,15 @@ class Machine:
 
 
 @contextmanager
-def machines(count: int, folder: Path, ssh: bool = False) -> Iterator[list[Machine]]:
+def machines(
+    count: int, folder: Path, ssh: bool = False, sshd: Mapping[str, str] | None = None
+) -> Iterator[list[Machine]]:
     """So many machines on one switch, named node1, node2, …; skips the test where they cannot be had.
 
     Args:
         folder: empty; all of them see it, and start there.
         ssh: an sshd on each, and keys by which each reaches all.
+        sshd: lines that an sshd's configuration has on some of them, by name.
     """
     reason = why_none(ssh)
     if reason is not None:
@@ -125,7 +128,7 @@ def machines(count: int, folder: Path, ssh: bool = False) -> Iterator[list[Machi
     lines = [f"{address} {name}" for address, name in zip(addresses, names, strict=True)]
     (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{line}\n" for line in lines))
     if ssh:
-        _write_keys(folder)
+        _write_keys(folder, {name: (sshd or {}).get(name, "") for name in names})
     with ExitStack() as stack:
         switch = stack.enter_context(_first_process("switch", folder, _NAMESPACES))
         inside = _nsenter(_child(switch), "--net")
@@ -214,10 +217,11 @@ def _run(*words: object) -> None:
     assert ended.returncode == 0, f"{words}: {ended.stderr}"
 
 
-def _write_keys(folder: Path) -> None:
+def _write_keys(folder: Path, more: Mapping[str, str]) -> None:
     for name in ("key", "host_key"):
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name)
-    (folder / "sshd_config").write_text(_SSHD_CONFIG.format(folder=folder))
+    for name, lines in more.items():
+        (folder / f"{name}.sshd_config").write_text(_SSHD_CONFIG.format(folder=folder) + lines + "\n")
     (folder / "ssh_config").write_text(_SSH_CONFIG.format(folder=folder))
 
 

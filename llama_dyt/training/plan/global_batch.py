@@ -27,6 +27,18 @@ def with_global_batch(run: RunConfig, world_size: int) -> RunConfig:
     return run if sequences is None else _accumulating(run, world_size, sequences, "global_batch_size", sequences)
 
 
+def overruled(asked: RunConfig, run: RunConfig) -> list[str]:
+    """That an accumulation which was asked for is not the one that --global_batch_size makes."""
+    given, taken = asked.optimizer.gradient_accumulation_steps, run.optimizer.gradient_accumulation_steps
+    if asked.optimizer.global_batch_size is None or given in (1, taken):
+        return []
+    sequences = asked.optimizer.global_batch_size
+    return [
+        f"--gradient_accumulation_steps is {taken} and not the {given} that was given, as --global_batch_size "
+        f"{sequences} makes it; --global_batch_size none takes that"
+    ]
+
+
 def batch_state(asked: RunConfig, run: RunConfig, world_size: int) -> dict[str, int]:
     """What a checkpoint keeps of its batch.
 

@@ -48,7 +48,7 @@ from llama_dyt.training.checkpoint.reader import Checkpoint, complete_steps, fin
 from llama_dyt.training.plan.adapters import holds_adapter, require_same_adapter, resolve_adapter
 from llama_dyt.training.plan.check import Checked, Found
 from llama_dyt.training.plan.datasets import datasets, loader_options, look_at_datasets, read_options
-from llama_dyt.training.plan.global_batch import with_batch_of
+from llama_dyt.training.plan.global_batch import overruled, with_batch_of
 from llama_dyt.training.plan.plan import Plan
 from llama_dyt.training.plan.tokenizer import fit_tokenizer
 from llama_dyt.training.trackers.jsonl import METRICS_FILE, read_metrics
@@ -108,6 +108,7 @@ def resolve(checked: Checked) -> Plan:
         asked=checked.asked,
         warnings=[
             *dict.fromkeys(str(warning.message) for warning in caught),
+            *overruled(checked.asked, checked.run),
             *of_batch,
             *data.notes,
             *notes,

@@ -7,7 +7,7 @@ import pytest
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.training.plan.check import check
-from llama_dyt.training.plan.global_batch import batch_state, with_batch_of, with_global_batch
+from llama_dyt.training.plan.global_batch import batch_state, overruled, with_batch_of, with_global_batch
 from llama_dyt.training.plan.parse import parse
 from llama_dyt.training.settings import sequences_per_step
 
@@ -79,3 +79,11 @@ def test_another_batch_that_is_asked_for_is_had_and_told(changed):
 def test_a_checkpoint_of_before_says_nothing_of_its_batch():
     asked = run_of(batch_size=1)
     assert with_batch_of({}, "step_3", asked, 2) == (asked, [])
+
+
+def test_an_accumulation_that_is_given_beside_a_global_batch_is_told_to_be_overruled():
+    asked = run_of(batch_size=1, gradient_accumulation_steps=3, global_batch_size=8)
+    (note,) = overruled(asked, with_global_batch(asked, 2))
+    assert note.startswith("--gradient_accumulation_steps is 4 and not the 3 that was given")
+    assert overruled(asked, asked) == []
+    assert overruled(run_of(gradient_accumulation_steps=3), run_of(gradient_accumulation_steps=4)) == []

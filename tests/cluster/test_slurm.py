@@ -1,0 +1,63 @@
+"""The batch files under a real Slurm: saved on its signal, put back in the queue, gone on with, on two machines."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llama_dyt.training.trackers.jsonl import read_metrics
+from tests.cli.conftest import Corpus
+from tests.cluster.machines import machines
+from tests.cluster.slurm import Slurm, slurm
+from tests.forks import ROOT
+
+STEPS = 400
+LIMIT_SECONDS = 240
+
+
+def write_recipe(corpus: Corpus, folder: Path) -> Path:
+    words = corpus.pretrain_flags(max_steps=STEPS, batch_size=1, save_interval=1000, log_interval=1)
+    flags = {name.removeprefix("--"): yaml.safe_load(value) for name, value in zip(words[::2], words[1::2])}
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(flags), encoding="utf-8")
+    return recipe
+
+
+def wait_for_steps(slurm: Slurm, folder: Path, count: int) -> None:
+    metrics, deadline = folder / "run/metrics.jsonl", time.monotonic() + LIMIT_SECONDS
+    while not metrics.exists() or len(read_metrics(metrics)) < count:
+        said = "".join(file.read_text() for file in folder.glob("job-*.out"))
+        assert time.monotonic() < deadline, said + slurm.logs()
+        time.sleep(0.2)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("script", ["pretrain_srun.sbatch", "pretrain.sbatch"])
+def test_a_job_saves_on_the_signal_goes_back_in_the_queue_and_goes_on(script, corpus, tmp_path):
+    with machines(2, tmp_path) as nodes, slurm(nodes, tmp_path / "slurm") as cluster:
+        options = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", f"--output={tmp_path}/job-%j.out"]
+        variables = {"CONFIG_FILE": str(write_recipe(corpus, tmp_path)), "SAVE_DIR": str(tmp_path / "run")}
+        variables |= {"GPUS_PER_NODE": "1", "OMP_NUM_THREADS": "1"}
+        words = ("sbatch", "--parsable", f"--chdir={ROOT}", *options, ROOT / "scripts/slurm" / script)
+        job = cluster.run("env", "-C", ROOT, *words, **variables).stdout.strip()
+        wait_for_steps(cluster, tmp_path, 3)
+        cluster.run("scancel", "--signal=TERM", job)  # to its steps, as --signal does before the end of its time
+        cluster.wait_for(job, ["PENDING"], LIMIT_SECONDS)
+        saved = json.loads((tmp_path / "run/status.json").read_text())
+        assert saved["state"] == "stopped" and 3 <= saved["step"] < STEPS
+        cluster.wait_for(job, ["COMPLETED"], LIMIT_SECONDS)
+        said = (tmp_path / f"job-{job}.out").read_text()
+    assert f"putting job {job} back in the queue" in said and f"step {saved['step']}" in said.split("resumed from")[1]
+    assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "finished"
+
+
+def test_the_machines_of_an_allocation_are_looked_at(tmp_path):
+    with machines(2, tmp_path) as nodes, slurm(nodes, tmp_path / "slurm") as cluster:
+        words = ("python", ROOT / "scripts/check_cluster.py", "--megabytes", "0")
+        ended = cluster.run("salloc", "--quiet", "--nodes=2", *words)
+    assert "2 machines, nothing wrong" in ended.stdout, ended.stdout
