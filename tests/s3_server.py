@@ -7,6 +7,7 @@ with serving() as s3:                       # s3.url; AWS_ENDPOINT_URL and crede
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 KEY = "AKIATESTSONLYTESTSON"
 SECRET = "a-secret-of-the-tests-that-nothing-may-show"
@@ -97,6 +99,25 @@ class S3Server:
                     self.made.append(fault.kind)
                     return fault
         return None
+
+
+def use(server: S3Server, monkeypatch, cache: Path) -> S3Server:
+    """Have this process and its children ask a server, which is made empty and without faults, and nobody else."""
+    from llama_dyt.core.stores.s3 import STORE
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(STORE, "_clients", {})
+    server.faults.clear()
+    for address in STORE.list(f"s3://{BUCKET}"):
+        STORE.delete(address)
+    STORE._clients.clear()
+    server.asked.clear()
+    server.made.clear()
+    return server
 
 
 @contextmanager

@@ -74,6 +74,10 @@ class ObjectStore(ABC):
         self.put(address, file)
         return self.read(address) == file.read_bytes()
 
+    def mark(self, address: str) -> str:
+        """Changes with a file's content, where the store can tell without reading it."""
+        return ""
+
     def forget_unfinished(self, address: str, is_ours: Callable[[str], bool]) -> None:  # noqa: B027 - few keep such
         """Remove what puts left when their processes were killed, in folders right below an address whose names are
         ours; for a store that keeps such."""
@@ -118,6 +122,30 @@ class ObjectStore(ABC):
             for name in missing:
                 self._fetch(f"{folder.address}/{name}", wanted[name])
         return home / folder.name  # which keeps its name: readers tell by it which step it is
+
+    def copy_of(self, place: StorePath) -> tuple[Path, IO[str]]:
+        """A file of this machine with the same content, made once for all its processes; it stays until what comes with
+        it is closed.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        sizes = self.list(place.address)
+        if place.address not in sizes:
+            raise FileNotFoundError(f"{place.address} is not there")
+        size = sizes[place.address]
+        mark = _digest(f"{place.address}\n{size}\n{self.mark(place.address)}".encode())
+        home = store_copies.folder() / f"{self.name}-file-{mark}"
+        used = store_copies.keep(home)
+        try:
+            with store_copies.fetching(home):
+                if not (home / place.name).is_file():
+                    store_copies.make_room(size, place.address)
+                    self._fetch(place.address, home / place.name)
+        except BaseException:
+            used.close()
+            raise
+        return home / place.name, used
 
     def stage(self, final: StorePath, nonce: str) -> Staging:
         return _PutFolder(self, final)

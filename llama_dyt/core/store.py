@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 MARKER = "COMPLETE"
 """The file that is written last in a folder: where it is, the folder is whole."""
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL = "file"
 
 
@@ -162,7 +162,7 @@ def store_of(place: str | Location) -> Store:
     Raises:
         ConfigurationError: no store has its scheme.
     """
-    scheme = _SCHEME.match(str(place))
+    scheme = SCHEME.match(str(place))
     return STORES.get(scheme[1] if scheme else _LOCAL)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
-from typing import Protocol
+from typing import IO, Protocol
 
 
 class Lists(Protocol):
     """What reading a store takes (`core.object_store.ObjectStore`)."""
+
+    def copy_of(self, place: StorePath) -> tuple[Path, IO[str]]: ...
 
     def list(self, address: str) -> dict[str, int]: ...
 

@@ -14,7 +14,7 @@ from llama_dyt.training.checkpoint.marker import why_incomplete
 from llama_dyt.training.checkpoint.publishing import find_steps
 from tests.cli.conftest import NUM_STEPS
 from tests.cli.entries import Command, finish, wait_until
-from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving
+from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving, use
 
 pytest.importorskip("boto3", reason="needs boto3")
 pytest.importorskip("moto", reason="needs moto[s3]")
@@ -30,12 +30,8 @@ UNREST = [
 @pytest.fixture
 def s3(monkeypatch, tmp_path):
     with serving() as server:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
-        for name, value in {**server.environment, "AWS_MAX_ATTEMPTS": "6"}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(STORE, "_clients", {})
+        use(server, monkeypatch, tmp_path / "cache")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "6")
         yield server
 
 
@@ -51,7 +47,9 @@ def kill_while_saving(command: Command, s3, file: str) -> str:
 
 def test_a_run_killed_in_a_save_goes_on_to_what_an_undisturbed_one_comes_to(corpus, pretrained, s3, tmp_path):
     s3.faults += [Fault(**vars(fault)) for fault in UNREST]
-    flags = corpus.pretrain_flags(save_dir=RUN, save_interval=NUM_STEPS // 2, load="auto")
+    STORE.put(f"s3://{BUCKET}/text/train.jsonl", corpus.train)
+    text = f"s3://{BUCKET}/text/*.jsonl"
+    flags = corpus.pretrain_flags(dataset=text, save_dir=RUN, save_interval=NUM_STEPS // 2, load="auto")
     last = f"step_{NUM_STEPS:08d}"
     said = kill_while_saving(Command("pretrain", flags, tmp_path), s3, f"{last}/optimizer/optimizer.safetensors")
     assert f"saved {RUN}/step_{NUM_STEPS // 2:08d}" in said

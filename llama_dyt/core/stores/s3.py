@@ -91,6 +91,11 @@ class S3(ObjectStore):
         self._ask(address, gather)
         return found
 
+    def mark(self, address: str) -> str:
+        bucket, key = _split(address)
+        found = self._ask(address, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1))
+        return next((entry["ETag"] for entry in found.get("Contents", ()) if entry["Key"] == key), "")
+
     def delete(self, address: str) -> None:
         bucket, key = _split(address)
         self._ask(address, lambda client: client.delete_object(Bucket=bucket, Key=key))

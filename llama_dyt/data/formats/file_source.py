@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from llama_dyt.core.errors import DataError
 from llama_dyt.data.formats.bad_records import BadRecords, Beginning, remedy_for
+from llama_dyt.data.formats.fetched import on_this_machine
 from llama_dyt.data.formats.lines import read_line_blocks
-from llama_dyt.data.formats.matching import MatchedBy, match_files
+from llama_dyt.data.formats.matching import Match, MatchedBy, match_files
 from llama_dyt.data.formats.record_files import BadRecord, DataFile, Place
 from llama_dyt.data.formats.sources import ReadOptions, TextSource, too_few_files
 
@@ -21,6 +22,7 @@ class Reader(MatchedBy, Protocol):
     """What reads the files of one format: `format.FileFormat`."""
 
     name: str
+    lines_by_name: bool
 
     def has_lines_in(self, path: Path) -> bool: ...
 
@@ -45,6 +47,7 @@ class FileSource(TextSource):
     Args:
         dataset: a folder, file or glob.
         readers: of all formats that there are.
+        match: what it means; None for a name of this machine.
 
     Attributes:
         match: the files to read, sorted, and what was passed over.
@@ -55,15 +58,17 @@ class FileSource(TextSource):
 
     can_be_shared = True
 
-    def __init__(self, dataset: str, readers: Sequence[Reader], options: ReadOptions):
-        match = match_files(dataset, readers)
+    def __init__(self, dataset: str, readers: Sequence[Reader], options: ReadOptions, match: Match | None = None):
+        match = match or match_files(dataset, readers)
         if match is None:
             raise DataError(f"{dataset}: no such file or folder; check the path", about=dataset)
         self.dataset = dataset
         self.match = match
         self.files = match.files
+        self.is_local = all(file.fetch is None for file in match.files)
         self.fields = options.fields
         self.bad_lines = 0
+        self._addresses: dict[str, str] = {}  # copies that messages do not speak of
         self._readers = readers
         self._options = options
         self._bad_records = BadRecords(options.skip_bad_lines, self._remedy)
@@ -88,24 +93,46 @@ class FileSource(TextSource):
 
     def iterate(self, position: dict | None = None) -> Iterator[tuple[tuple[str, ...], dict]]:
         files, place, self.bad_lines = self._from(position)
-        for file in files:
-            for values, after in self._reader(file).read(file, place, self._options, self._bad):
-                yield values, place_of(file, after, self.bad_lines)
+        for file in self._here(files):
+            try:
+                for values, after in self._reader(file).read(file, place, self._options, self._bad):
+                    yield values, place_of(file, after, self.bad_lines)
+            except DataError as error:
+                raise self._of_address(error) from error
             place = Place()
 
     def line_blocks(self, position: dict | None = None) -> Iterator[tuple[DataFile, Place, bytes]] | None:
-        if not all(self._reader(file).has_lines_in(file.path) for file in self.files):
-            return None
+        for file in self.files:
+            reader = self._reader(file)
+            if not (reader.lines_by_name or (file.fetch is None and reader.has_lines_in(file.path))):
+                return None
         return self._line_blocks(position)
 
     def _line_blocks(self, position: dict | None) -> Iterator[tuple[DataFile, Place, bytes]]:
         files, place, _ = self._from(position)
-        for file in files:
+        for file in self._here(files):
             line = place.line
-            for block, offset, frame in read_line_blocks(file, place):
-                yield file, Place(offset, line, frame), block
-                line = 0
+            try:
+                for block, offset, frame in read_line_blocks(file, place):
+                    yield file, Place(offset, line, frame), block
+                    line = 0
+            except DataError as error:
+                raise self._of_address(error) from error
             place = Place()
+
+    def _here(self, files: Sequence[DataFile]) -> Iterator[DataFile]:
+        for file, local in zip(files, on_this_machine(files), strict=True):
+            if file.fetch is not None:
+                self._addresses[str(local.path)] = str(file.path)
+            yield local
+
+    def _of_address(self, error: DataError) -> DataError:
+        """The same about the file of the store, where it is about a copy."""
+        local = next((local for local in self._addresses if local in error.message), None)
+        if local is None:
+            return error
+        address = self._addresses[local]
+        return DataError(error.message.replace(local, address), address, error.noun)
 
     def _from(self, position: dict | None) -> tuple[list[DataFile], Place, int]:
         """(files still to read, place in the first of them, bad lines so far) at a position."""
@@ -126,7 +153,10 @@ class FileSource(TextSource):
         self.bad_lines += 1
 
     def refuse(self, path: Path, where: str, reason: str) -> None:
-        self._bad_records(path, where, reason)
+        try:
+            self._bad_records(path, where, reason)
+        except DataError as error:
+            raise self._of_address(error) from error
 
     def _remedy(self, path: Path) -> str:
         reader = self._reader(DataFile(path, path.name, 0))

@@ -29,7 +29,7 @@ class Format:
         name: for messages, and of its settings in a run (`run.NAME`).
         settings: a dataclass of flags of its own, or None.
         order: formats are asked in this order, and the first that matches is taken. Ours: the sample 0, prepared tokens
-            10 to 30, named files 60, folders 70, the hub 90.
+            10 to 30, stores' 40, named files 60, folders 70, the hub 90.
         is_tokenized: what it opens are tokens, which pretraining alone can use.
         is_remote: looking at what a name means asks the network.
         suffixes: of the single files that it reads, in lower case; empty for what takes a dataset as a whole.
@@ -73,12 +73,13 @@ class FileFormat(Format):
     Attributes:
         shown: suffixes in messages.
         only_where_named: suffixes of files that are passed over where they are only found in a folder.
-        has_lines: its files are JSON lines, which workers parse.
+        has_lines: its files are JSON lines, which workers parse; lines_by_name: all are, whatever they hold.
     """
 
     order = 60
     only_where_named: tuple[str, ...] = ()
     has_lines: bool = False
+    lines_by_name: bool = False
 
     def has_lines_in(self, path: Path) -> bool:
         """Whether this file is of JSON lines; asked where `has_lines`."""

@@ -25,7 +25,7 @@ class JsonLines(FileFormat):
     name = "jsonl"
     suffixes = tuple(suffix + packed for suffix in _PLAIN for packed in COMPRESSIONS)
     shown = tuple(f".jsonl{packed}" for packed in COMPRESSIONS)
-    has_lines = True
+    has_lines = lines_by_name = True
 
     def read(
         self, file: DataFile, place: Place, options: ReadOptions, bad: BadRecord

@@ -129,11 +129,16 @@ def write_manifest(folder: Path, manifest: Manifest, name: str | None = None) ->
     files.write_json(folder / (name or manifest_name(manifest.rank, manifest.world_size)), content)
 
 
+def is_manifest(name: str) -> bool:
+    """Whether a file of this name in a folder is one."""
+    return _NAME.fullmatch(name) is not None
+
+
 def manifest_files(folder: Path) -> list[Path]:
     """The manifests in a folder, by rank; [] where there is none, or no folder."""
     if not folder.is_dir():
         return []
-    return sorted(folder / entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name))
+    return sorted(folder / entry.name for entry in os.scandir(folder) if is_manifest(entry.name))
 
 
 def read_manifest(file: Path) -> Manifest:

@@ -123,7 +123,7 @@ def match_files(dataset: str, formats: Sequence[MatchedBy]) -> Match | None:
     if not match.files:
         found = f" (found {match.reasons})" if match.passed_over else ""
         raise DataError(printable(f"{dataset}: {what_is(path) or missing + found}"), about=dataset)
-    _refuse_packed_copies(dataset, match.files)
+    refuse_packed_copies(dataset, match.files)
     return match
 
 
@@ -204,7 +204,7 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _refuse_packed_copies(dataset: str, files: list[DataFile]) -> None:
+def refuse_packed_copies(dataset: str, files: list[DataFile]) -> None:
     """x.jsonl beside x.jsonl.gz is a file and its packed copy: the same data twice."""
     seen: dict[str, str] = {}
     for file in files:

@@ -8,18 +8,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from llama_dyt.core.errors import DataError
+from llama_dyt.core.store_path import StorePath
+
+Fetched = tuple[Path, IO[str]]
+"""A copy of a file on this machine, and what has it stay until it is closed."""
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a dataset: where it lies, its name relative to the dataset (for positions), its size in bytes."""
+    """One file of a dataset: where it lies, its name relative to the dataset (for positions), its size in bytes.
 
-    path: Path
+    `fetch` makes a copy on this machine, where it is not there; it is read as `fetched.on_this_machine` gives it.
+    """
+
+    path: Path | StorePath
     name: str
     size: int
+    fetch: Callable[[], Fetched] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from llama_dyt.config.yaml_file import load_mapping
 from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.core.store import SCHEME
 from llama_dyt.core.suggest import unknown
 from llama_dyt.data.formats.format import reader_of
 from llama_dyt.data.records.reader import column_names
@@ -175,6 +176,8 @@ def _path(value: Any, folder: Path) -> str:
     """A local path as seen from the YAML's folder; a name that is nothing there is left as it is (the hub's)."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is no path or name")
+    if SCHEME.match(value):
+        return value
     expanded = os.path.expanduser(value)
     beside = os.path.join(folder, expanded)
     prefix = os.path.exists(f"{beside}.idx")  # Megatron's pairs are named without their suffixes

@@ -7,11 +7,12 @@ often as one likes, writes the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_dyt.data.formats.bad_records import BadRecords, remedy_for
 from llama_dyt.data.formats.compressed import is_packed
+from llama_dyt.data.formats.fetched import readable
 from llama_dyt.data.formats.format import reader_of
 from llama_dyt.data.formats.record_files import DataFile, Piece, Place
 from llama_dyt.data.formats.sources import ReadOptions
@@ -94,6 +95,8 @@ def _read_piece(
     piece: Piece, place: Place | None, options: ReadOptions, bad: BadRecords
 ) -> Iterator[tuple[tuple[str, ...], Place]]:
     reader = reader_of(piece.name)
-    if piece.is_whole:
-        return reader.read(DataFile(Path(piece.path), piece.name, 0), place or Place(), options, bad)
-    return reader.read_piece(piece, place, options, bad)
+    with readable(piece.path) as path:
+        if piece.is_whole:
+            yield from reader.read(DataFile(path, piece.name, 0), place or Place(), options, bad)
+        else:
+            yield from reader.read_piece(replace(piece, path=str(path)), place, options, bad)

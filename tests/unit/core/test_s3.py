@@ -13,7 +13,7 @@ from llama_dyt.core import store_copies
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.core.store import MARKER, at, store_of
 from llama_dyt.core.stores import s3 as module
-from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving
+from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving, use
 
 pytest.importorskip("boto3", reason="needs boto3")
 pytest.importorskip("moto", reason="needs moto[s3]")
@@ -30,20 +30,8 @@ def server():
 @pytest.fixture
 def s3(server, monkeypatch, tmp_path):
     """The server, empty and without faults, as this process's environment names it."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "PART_BYTES", PART)
-    monkeypatch.setattr(module.STORE, "_clients", {})
-    server.faults.clear()
-    for address in module.STORE.list(f"s3://{BUCKET}"):
-        module.STORE.delete(address)
-    module.STORE._clients.clear()
-    server.asked.clear()
-    server.made.clear()
-    return server
+    return use(server, monkeypatch, tmp_path / "cache")
 
 
 def written(path, content: bytes):
