@@ -22,6 +22,7 @@ class Capability:
         compile: decoder layers may be compiled; `compilation.py` names the layouts in which they may not.
         float8: --fp8: it keeps linear layers as they are, and their parameters where they can be read.
         tensor_parallel, pipeline_parallel, extra_data_parallel: --tp, --pp, --extra_dp above 1.
+        expert_parallel: --ep above 1.
         sequence_parallel: the values of --sp_mode it accepts.
         zero_stages: the values of --zero it accepts; empty where the plugin shards in a way of its own.
         default_zero_stage: the stage when --zero is left out; None as above.
@@ -43,6 +44,7 @@ class Capability:
     float8: bool = True
     tensor_parallel: bool = False
     pipeline_parallel: bool = False
+    expert_parallel: bool = False
     sequence_parallel: tuple[str, ...] = ()
     extra_data_parallel: bool = False
     zero_stages: tuple[int, ...] = ()

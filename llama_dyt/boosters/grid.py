@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from llama_dyt.boosters.expert_parallel import ExpertGroups
+
 
 @dataclass(frozen=True)
 class Grid:
     """Coordinates of this process. Groups are None where the axis has size 1 or is the whole world.
 
     Ranks that differ only in tensor, pipeline or sequence coordinate read the same data; ranks that differ in the
-    data-parallel coordinate read different data. The sequence axis is that of all_to_all; split_gather has none, it
-    works over the tensor axis.
+    data-parallel coordinate read different data, and neighbouring ones may share experts. The sequence axis is that of
+    all_to_all; split_gather has none, it works over the tensor axis.
     """
 
     dp_rank: int
@@ -29,6 +31,7 @@ class Grid:
     sp_size: int = 1
     tp_group: dist.ProcessGroup | None = None
     pp_group: dist.ProcessGroup | None = None
+    experts: ExpertGroups | None = None
 
     @property
     def is_writer(self) -> bool:
@@ -41,6 +44,6 @@ class Grid:
         return self.dp_size * self.sp_size
 
 
-def data_parallel_grid() -> Grid:
+def data_parallel_grid(experts: ExpertGroups | None = None) -> Grid:
     """That of plain data parallelism: every rank reads data of its own."""
-    return Grid(dp_rank=dist.get_rank(), dp_size=dist.get_world_size())
+    return Grid(dp_rank=dist.get_rank(), dp_size=dist.get_world_size(), experts=experts)

@@ -9,7 +9,7 @@ from llama_dyt.boosters.strategy import STRATEGIES, able
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.core.problem import Problem
-from llama_dyt.models.settings import divisor_below, model_of
+from llama_dyt.models.settings import divisor_below, family_fields, model_of
 from llama_dyt.models.size import Size
 
 _SIZE_FLAGS = (
@@ -172,6 +172,8 @@ def layout_problems(run: RunConfig, size: Size | None, world_size: int | None) -
             f"give a number that does, such as {divisor_below(world_size, booster.shard_size)}",
             clause=True,
         )
+    if booster.ep > 1:
+        yield from _expert_problems(run, world_size, size)
     if booster.pp > 1:
         micro, steps = booster.micro_batch_size, run.optimizer.gradient_accumulation_steps
         # All batches of an optimizer step go through the pipeline as one schedule.
@@ -210,6 +212,34 @@ def layout_problems(run: RunConfig, size: Size | None, world_size: int | None) -
     if booster.pp > size.num_layers:
         reason, remedy = f"is more than the model's {size.num_layers} layers", f"give at most {size.num_layers}"
         yield Problem("pp", booster.pp, reason, remedy, also=_SIZE_FLAGS, clause=True)
+
+
+def _expert_problems(run: RunConfig, world_size: int | None, size: Size | None) -> Iterator[Problem]:
+    """Whether experts can be shared as --ep asks."""
+    booster = run.booster
+
+    def problem(reason: str, remedy: str, *also: str) -> Problem:
+        return Problem("ep", booster.ep, reason, remedy, also=also, clause=True)
+
+    if booster.sequence_ranks > 1:
+        reason = f"and --sp {booster.sp} would each spread the tokens of data-parallel ranks"
+        yield problem(reason, "leave one out", "sp", "sp_mode")
+    if world_size is not None and world_size % booster.ranks_a_replica == 0:
+        ranks = booster.data_parallel_size(world_size)
+        if ranks % booster.ep:
+            remedy = f"give a number that does, such as {divisor_below(ranks, booster.ep)}"
+            yield problem(f"does not divide the {ranks} data-parallel ranks", remedy, "tp", "pp")
+    if size is None:
+        return
+    if not has_experts(run):
+        remedy = "leave it out, or take a model that has some, such as --config mixtral_8x7b"
+        yield problem("shares experts, and the model has none", remedy, *_SIZE_FLAGS)
+        return
+    family = model_of(run).family
+    experts = family.num_experts(size, family_fields(run, family))
+    if experts % booster.ep:
+        remedy = f"give a number that does, such as {divisor_below(experts, booster.ep)}"
+        yield problem(f"does not divide the {experts} experts of a layer", remedy, *_SIZE_FLAGS)
 
 
 def untraceable_layout(run: RunConfig) -> Problem | None:

@@ -76,7 +76,7 @@ class ParameterState:
 
     def _join_tensor_parallel(self, name: str, part: torch.Tensor | None) -> torch.Tensor | None:
         """Of the ranks that hold the same, the first ones alone give theirs."""
-        if part is None or self._grid.dp_rank or self._grid.sp_rank:
+        if part is None or self._parts[name].copy_rank or self._grid.sp_rank:
             return None
         return self._parts[name].join(part)
 

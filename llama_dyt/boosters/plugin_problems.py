@@ -32,6 +32,7 @@ def plugin_problems(run: RunConfig, device: str) -> Iterator[Problem]:
         ("tp", "tensor_parallel"),
         ("pp", "pipeline_parallel"),
         ("extra_dp", "extra_data_parallel"),
+        ("ep", "expert_parallel"),
     ):
         given = getattr(booster, flag)
         if given > 1 and not getattr(can, ability):

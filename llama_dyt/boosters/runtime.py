@@ -18,6 +18,7 @@ from colossalai.booster.plugin.plugin_base import Plugin
 from torch import nn
 
 from llama_dyt.boosters.clipping import Update
+from llama_dyt.boosters.expert_parallel import whole_shape
 from llama_dyt.boosters.grid import Grid
 from llama_dyt.boosters.step import Criterion
 from llama_dyt.boosters.training_state import MOMENTS, TrainingState
@@ -101,7 +102,7 @@ class EngineRuntime(Runtime):
     """
 
     def __init__(self, plugin: Plugin, model: nn.Module, optimizer: Any, grid: Grid) -> None:
-        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.shapes = {name: whole_shape(parameter) for name, parameter in model.named_parameters()}
         self.plugin = plugin
         self.holds_back = False
         self._booster = Booster(plugin=plugin)

@@ -37,6 +37,12 @@ class BoosterSettings:
     )
     tp: int = option(1, "Tensor-parallel size (hybrid_parallel and _cpu, gemini, gemini_auto).", at_least=1)
     pp: int = option(1, "Pipeline-parallel size (hybrid_parallel and _cpu).", at_least=1)
+    ep: int = option(
+        1,
+        "Expert-parallel size: data-parallel ranks that share the experts of each layer and send each other their "
+        "tokens (ddp, zero1, zero2, fsdp, hybrid_parallel and their _cpu).",
+        at_least=1,
+    )
     pp_style: str = option(
         "1f1b",
         "Order of work in the pipeline. 1f1b: one forward, one backward; interleaved: every stage holds several chunks "
@@ -149,6 +155,7 @@ class BoosterSettings:
         words += [self.pp_style] if self.pp_style != "1f1b" else []
         words += [self.sequence_parallelism] if self.sequence_parallelism is not None else []
         words += [f"sp {self.sp}"] if self.sequence_ranks > 1 else []
+        words += [f"ep {self.ep}"] if self.ep > 1 else []
         return " ".join(words)
 
     def data_parallel_size(self, world_size: int) -> int:

@@ -121,9 +121,18 @@ class Strategy:
         raise NotImplementedError(f"{type(self).__name__}.boost")
 
 
-def share(part: Any, ranks: int) -> int:
-    """Numbers of the largest share of a stage's trained parameters, when each is cut evenly over the ranks."""
-    return sum(-(-math.prod(shape) // ranks) for shape in part.trained_shapes.values())
+def share(part: Any, ranks: int, frozen_too: bool = False) -> int:
+    """Numbers of the largest share of a stage's trained parameters, when each is cut evenly over the ranks that have
+    it: experts, where ranks share them, over fewer.
+
+    Args:
+        frozen_too: of all parameters.
+    """
+    shapes = part.shapes if frozen_too else part.trained_shapes
+    return sum(
+        -(-math.prod(shape) // (ranks // part.ep_size if name in part.spread else ranks))
+        for name, shape in shapes.items()
+    )
 
 
 STRATEGIES: Registry[Strategy] = Registry("plugin", "llama_dyt.boosters.strategies", "STRATEGY", flag="plugin")

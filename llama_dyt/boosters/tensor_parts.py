@@ -15,6 +15,7 @@ import torch.distributed as dist
 from colossalai.tensor.d_tensor.api import get_sharding_spec, is_distributed_tensor
 from torch import nn
 
+from llama_dyt.boosters.expert_parallel import OwnRows, groups_of
 from llama_dyt.boosters.grid import Grid
 from llama_dyt.boosters.layers.cut_experts import BLOCKS
 
@@ -23,12 +24,15 @@ class TensorParallelPart:
     """The part of one parameter that this rank's coordinate in the tensor-parallel group stands for.
 
     Attributes:
-        whole: the shape the parameter has in a checkpoint.
+        whole: the shape the parameter has in a checkpoint; of experts that are spread this rank's.
         shape: that of the part. Along the cut the parts together may be longer than the whole: a padded vocabulary.
         dimension: along which it is cut; None if every rank has all of it.
     """
 
     def __init__(self, parameter: nn.Parameter, whole: torch.Size, grid: Grid) -> None:
+        self._experts = groups_of(parameter)
+        if self._experts is not None:  # the ranks that share experts cut what is left to them
+            whole = torch.Size((whole[0] // self._experts.size, *whole[1:]))
         self.whole = whole
         self.shape = parameter.shape
         self.dimension = cut_dimension(parameter)
@@ -42,6 +46,8 @@ class TensorParallelPart:
         Only the rows in which they lie are read, and of those only the columns of this part. Padding is zeros.
         """
         end = self.shape.numel() if end is None else end
+        if self._experts is not None:
+            source = OwnRows(source, self._experts, self.shape[0])
         row = math.prod(self.shape[1:])
         first, last = begin // row, -(-end // row)
         wanted = [slice(first, last), *(slice(0, size) for size in self.shape[1:])]
@@ -70,11 +76,23 @@ class TensorParallelPart:
             stretches.append(source[tuple(wanted)])
         return torch.cat(stretches, dim=self.dimension).reshape(-1)
 
+    @property
+    def copy_rank(self) -> int:
+        """This rank's place among those that have the same part of what tensor parallelism leaves."""
+        return self._grid.dp_rank if self._experts is None else self._experts.copy_rank
+
     def join(self, part: torch.Tensor) -> torch.Tensor | None:
         """Every rank's part, of shape `shape` → the whole on the first rank, without padding, None on the others.
 
-        Collective over the group, where the parameter is cut.
+        Collective over the group, where the parameter is cut, and over the ranks that share experts.
         """
+        joined = self._join_cut(part)
+        if self._experts is None or joined is None:
+            return joined
+        parts = gather_to_first(joined, self._experts.group)
+        return None if parts is None else parts.flatten(0, 1)
+
+    def _join_cut(self, part: torch.Tensor) -> torch.Tensor | None:
         if self.dimension is None:
             return part if self._grid.tp_rank == 0 else None
         parts = gather_to_first(part, self._grid.tp_group)

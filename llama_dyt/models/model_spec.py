@@ -224,6 +224,18 @@ class ModelSpec:
             "feed-forward units": size.intermediate_size,
         }
 
+    def is_of_experts(self, name: str) -> bool:
+        """Whether the first dimension of the parameter `name` is the experts of a layer."""
+        return False
+
+    def num_experts(self, size: Size, given: Mapping[str, Any]) -> int:
+        """Experts of a layer; 0 where there are none.
+
+        Args:
+            given: values of the family's own flags, None where they are open.
+        """
+        return 0
+
     # --- work and memory of a token ----------------------------------------------------------------------------------
 
     def head_dim(self, config: Any) -> int:

@@ -34,6 +34,8 @@ class StagePart:
         num_replicated: those of them that every tensor-parallel rank holds alike (norms, embedding scale).
         num_padding: rows of padding over all tensor-parallel ranks of the stage, in numbers.
         num_copied: numbers held here a second time: a head tied to an embedding on another stage.
+        spread: names of experts' parameters, where ranks share experts.
+        ep_size: how many share them.
         trained: those of the shapes whose parameters are trained; None: all of them.
     """
 
@@ -44,6 +46,8 @@ class StagePart:
     num_padding: int
     num_copied: int = 0
     trained: Mapping[str, tuple[int, ...]] | None = None
+    spread: frozenset[str] = frozenset()
+    ep_size: int = 1
 
     @property
     def trained_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -56,9 +60,11 @@ class StagePart:
         return sum(map(math.prod, self.trained_shapes.values()))
 
     def num_distinct(self, tp_size: int) -> int:
-        """Numbers of the model that the stage's tensor-parallel ranks hold together, each counted once."""
+        """Numbers of the model that the stage's tensor-parallel ranks hold together, with those that share their
+        experts, each counted once."""
         cut = self.num_parameters - self.num_replicated - self.num_copied
-        return cut * tp_size + self.num_replicated - self.num_padding
+        of_experts = sum(math.prod(self.shapes[name]) for name in self.spread)
+        return (cut + of_experts * (self.ep_size - 1)) * tp_size + self.num_replicated - self.num_padding
 
 
 def layers_of_stages(num_layers: int, pp_size: int, chunks: int = 1, zigzag: bool = False) -> list[tuple[int, ...]]:
@@ -93,6 +99,7 @@ def partition(
     zigzag: bool = False,
     tied: bool = False,
     trained: Collection[str] | None = None,
+    ep_size: int = 1,
 ) -> list[StagePart]:
     """The parts of a model, one for each pipeline stage.
 
@@ -102,6 +109,7 @@ def partition(
         chunks, zigzag: as for `layers_of_stages`.
         tied: the head is the embedding, and not among `shapes`; on a stage of its own it is held again.
         trained: names of the parameters that are trained; None: all.
+        ep_size: data-parallel ranks that share the experts of each layer.
     """
     layer_prefix = family.layer_prefix
     numbers = {int(name.removeprefix(layer_prefix).split(".")[0]) for name in shapes if name.startswith(layer_prefix)}
@@ -115,12 +123,14 @@ def partition(
             stage = stage_of_layer[int(name.removeprefix(layer_prefix).split(".")[0])]
         else:
             stage = 0 if name.startswith(f"{family.decoder}.{family.embedding}.") else last
-        local = _local_shape(name, tuple(whole), family, tp_size)
+        local, copies = _local_shape(name, tuple(whole), family, tp_size), tp_size
+        if ep_size > 1 and family.is_of_experts(name):
+            local, copies = (local[0] // ep_size, *local[1:]), tp_size * ep_size
         held[stage][name] = local
         if local == tuple(whole):
             replicated[stage] += math.prod(local)
         else:
-            padding[stage] += math.prod(local) * tp_size - math.prod(whole)
+            padding[stage] += math.prod(local) * copies - math.prod(whole)
     copied = [0] * pp_size
     if tied and last:
         copy = held[0][f"{family.decoder}.{family.embedding}.weight"]
@@ -135,6 +145,8 @@ def partition(
             padding[stage],
             copied[stage],
             None if trained is None else {name: shape for name, shape in of_stage.items() if name in trained},
+            frozenset(name for name in of_stage if ep_size > 1 and family.is_of_experts(name)),
+            ep_size,
         )
         for stage, (layers, of_stage) in enumerate(zip(stages, held, strict=True))
     ]

@@ -1,41 +1,61 @@
-"""A decoder with experts computes what plain PyTorch computes, its routers' losses among it: over all ranks, layers,
-stages and micro batches together, as transformers' function has them."""
+"""A decoder with experts computes what plain PyTorch computes, its routers' losses among it, whole on every rank or
+spread over some: over all ranks, layers, stages and micro batches together, as transformers' function has them."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from tests.distributed import cases
+from tests.distributed import cases, expert_cases, reference
+from tests.distributed.expert_cases import FAMILY, FAULTS
 from tests.distributed.matrix import MATRIX_LAYOUTS
-from tests.distributed.parity import check_grad_norms, check_gradients, check_losses, check_weights
-from tests.distributed.small_run import Layout, hybrid, micro_batch_rows
+from tests.distributed.parity import (
+    EXACT_GRADIENTS,
+    check_grad_norms,
+    check_gradients,
+    check_losses,
+    check_weights,
+    merged,
+)
+from tests.distributed.small_run import GLOBAL_ROWS, Layout, hybrid, micro_batch_rows
 
 pytestmark = pytest.mark.distributed
 
-FAMILY = "mixtral_8x2m"
+
+def spread(plugin: str, world_size: int, ep: int) -> Layout:
+    return Layout(plugin, world_size, flags=(("ep", ep),))
+
+
 EVERY_TIME = [
-    (Layout("ddp", 2), "rmsnorm", 2),
-    (Layout("fsdp", 2), "dyt", 2),
-    (Layout("zero2", 2), "dyt", 2),
-    (hybrid(2, tp=2), "dyt", 1),
-    (hybrid(2, sp=2), "dyt", 2),
     (hybrid(4, tp=2, pp=2, sp_mode="split_gather"), "dyt", 1),
     (hybrid(2, pp=2, pp_style="zbv"), "rmsnorm", 1),
-    (hybrid(2, pp=2, pp_style="interleaved"), "dyt", 2),
+    (Layout("fsdp", 2), "dyt", 2),
+    (spread("ddp", 4, ep=2), "rmsnorm", 2),
+    (spread("fsdp", 4, ep=2), "dyt", 1),
+    (spread("zero2", 2, ep=2), "dyt", 2),
 ]
+SPREAD = [
+    *(spread(plugin, size, ep) for plugin in ("ddp", "zero1", "zero2", "zero2_cpu", "fsdp", "fsdp_cpu")
+      for size, ep in ((2, 2), (4, 2), (4, 4))),
+    hybrid(4, tp=2, ep=2),
+    hybrid(4, tp=2, ep=2, sp_mode="split_gather"),
+    hybrid(4, pp=2, ep=2),
+    hybrid(4, pp=2, ep=2, pp_style="interleaved"),
+    hybrid(4, pp=2, ep=2, pp_style="zbv"),
+]  # fmt: skip
 CASES = EVERY_TIME + [
     pytest.param(layout, norm, accumulation, marks=pytest.mark.matrix)
-    for layout in MATRIX_LAYOUTS
+    for layout in MATRIX_LAYOUTS + SPREAD
     for norm in ("rmsnorm", "dyt")
     for accumulation in (1, 2)
     if (layout, norm, accumulation) not in EVERY_TIME and layout.precisions[0] == "fp32"
-    if 8 // (layout.dp * accumulation) >= (2 if layout.pp > 1 else 1)
+    if GLOBAL_ROWS // (layout.dp * accumulation) >= (2 * layout.pp if layout.pp > 1 else 1)
 ]
 
 
 @pytest.mark.parametrize(("layout", "norm", "accumulation"), CASES, ids=str)
 def test_boosted_training_equals_plain_pytorch(pool, layout: Layout, norm: str, accumulation: int):
-    model = {"family": FAMILY, "norm": norm}
+    model = {"family": FAMILY, "norm": norm, "num_steps": 3}
     results = pool(layout.world_size).run(
         cases.train, layout=layout, precision="fp32", accumulation=accumulation, **model
     )
@@ -44,3 +64,60 @@ def test_boosted_training_equals_plain_pytorch(pool, layout: Layout, norm: str, 
     check_grad_norms(results, "fp32", **exact)
     check_losses(results, "fp32", **exact)
     check_weights(results, "fp32", **exact)
+
+
+AS_WHOLE = [
+    spread("ddp", 2, ep=2),
+    *(pytest.param(layout, marks=pytest.mark.matrix) for layout in SPREAD if layout != spread("ddp", 2, ep=2)),
+]
+
+
+@pytest.mark.parametrize("layout", AS_WHOLE, ids=str)
+def test_all_tokens_may_go_to_the_experts_of_one_rank(pool, layout: Layout):
+    """Those of the other have a gradient of zero, and ranks stay alike to the last bit after clipping."""
+    ranks = pool(layout.world_size).run(expert_cases.as_whole, layout=layout, skewed=True)
+    gradients, wanted = ({k: v for rank in ranks for k, v in rank[kind].gradients.items()} for kind in (0, 1))
+    for name, gradient in gradients.items():
+        if ".experts." in name:
+            assert not gradient[2:].any() and gradient[0].any() and gradient[1].any(), name
+    measured = reference.distances(gradients, wanted)
+    assert max(measured.values()) < EXACT_GRADIENTS, measured
+    for own, whole in ranks:
+        assert not own.choices[:, 2:].any() and own.choices[:, :2].all()
+        np.testing.assert_allclose(own.grad_norms, whole.grad_norms, rtol=1e-5)
+        np.testing.assert_allclose(own.losses, whole.losses, rtol=0, atol=1e-5)
+    if layout.tp == layout.pp == 1:
+        assert all(own.dense == ranks[0][0].dense for own, _ in ranks)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(pool, fault: str):
+    results = pool(2).run(expert_cases.faulty, fault=fault)
+    exact = reference.train(
+        family=FAMILY, num_steps=1, micro_batches=micro_batch_rows(spread("ddp", 2, ep=2), accumulation=2)
+    )
+    distances = reference.distances(merged(results, "gradients"), exact.gradients)
+    norms = [abs(result.grad_norms[0] / exact.grad_norms[0] - 1) for result in results]
+    alike = results[0].dense == results[1].dense
+    wrong = max(distances.values()) > EXACT_GRADIENTS or max(norms) > 1e-5 or not alike
+    assert wrong == (fault != "none"), (distances, norms, alike)
+
+
+def test_states_go_from_any_spread_to_any_other(pool):
+    """Whole experts among them: files hold the same names and shapes whoever wrote them."""
+    layouts = [
+        spread("ddp", 4, ep=2),
+        spread("fsdp", 4, ep=4),
+        hybrid(4, tp=2, ep=2),
+        spread("zero2", 4, ep=2),
+        hybrid(4, pp=2, ep=2),
+        Layout("ddp", 4),
+        spread("fsdp", 4, ep=2),
+    ]
+    ranks = pool(4).run(expert_cases.handed_on, layouts=layouts)
+    for legs in ranks:
+        assert [leg.name for leg in legs if not leg.same] == []
+        assert all(leg.shapes == legs[0].shapes for leg in legs)
+        assert legs[0].shapes["model.layers.0.mlp.experts.gate_up_proj"] == (4, 192, 48)
+        losses = [leg.loss for leg in legs]
+        assert losses[-1] < losses[0] - 0.1, "training went on"

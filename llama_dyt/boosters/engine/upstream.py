@@ -38,6 +38,7 @@ SYMBOLS: dict[str, dict[str, str]] = {
     },
     "colossalai.booster.plugin.hybrid_parallel_plugin": {
         "HybridParallelAMPOptimizer._compute_grad_norm": _NORM_OF_PAIRS,
+        "HybridParallelModule.sync_dp_grads": "self",
         "HybridParallelNaiveOptimizer._clip_grad_norm": "self, total_norm",
         "HybridParallelNaiveOptimizer._compute_grad_norm": _NORM_OF_PAIRS,
         "HybridParallelZeroOptimizer._compute_grad_norm": "self, dp_pg, gradients, norm_type",
@@ -64,6 +65,12 @@ SYMBOLS: dict[str, dict[str, str]] = {
         "GeminiDDP.forward": "self, args, kwargs",
         "GeminiOptimizer._calc_global_norm": "self",
         "GeminiOptimizer.step": "self, args, kwargs",
+        "LowLevelZeroOptimizer.__init__": (
+            "self, optimizer, pg_to_param_list, initial_scale, min_scale, growth_factor, backoff_factor, "
+            "growth_interval, hysteresis, max_scale, clip_grad_norm, verbose, reduce_bucket_size, "
+            "communication_dtype, overlap_communication, partition_grad, cpu_offload, dp_process_group, "
+            "extra_dp_group, forced_dtype, master_weights, overlap_allgather, fp8_communication, backward_context"
+        ),
         "LowLevelZeroOptimizer._compute_grad_norm": "self, dp_pg, gradients, norm_type",
         "LowLevelZeroOptimizer._reduce_grad": "self, partition_grad",
         "LowLevelZeroOptimizer._sanity_checks": "self",

@@ -38,7 +38,14 @@ class MixtralDytRouter(nn.Module):
 
 
 class MixtralDytExperts(nn.Module):
-    """The experts of a layer, each a SwiGLU; all tokens of an expert are one group of rows."""
+    """The experts of a layer, each a SwiGLU; all tokens of an expert are one group of rows.
+
+    Attributes:
+        weight_gradient_share: what gradients of the weights are multiplied by: set by whoever has tokens of several
+            ranks computed here and averages over fewer.
+    """
+
+    weight_gradient_share: float = 1.0
 
     def __init__(self, config: MixtralDytConfig):
         super().__init__()
@@ -73,8 +80,9 @@ class MixtralDytExperts(nn.Module):
         Args:
             ends: as for `grouped_linear`.
         """
-        gate, up = grouped_linear(rows, self.gate_up_proj, ends).chunk(2, dim=-1)
-        return grouped_linear(self.act_fn(gate) * up, self.down_proj, ends)
+        share = self.weight_gradient_share
+        gate, up = grouped_linear(rows, self.gate_up_proj, ends, share).chunk(2, dim=-1)
+        return grouped_linear(self.act_fn(gate) * up, self.down_proj, ends, share)
 
 
 def ends_of_groups(chosen: Tensor, num_experts: int) -> Tensor:

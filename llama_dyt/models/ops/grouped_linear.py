@@ -17,29 +17,33 @@ _ALIGNED = 16
 """Bytes that the kernel wants rows to begin at."""
 
 
-def grouped_linear(inputs: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def grouped_linear(inputs: Tensor, weight: Tensor, ends: Tensor, share: float = 1.0) -> Tensor:
     """(rows, I) and (groups, O, I) → (rows, O), zeros in rows that are in no group.
 
     Args:
         ends: (groups,) int32 on the same device, ascending: group g is the rows from the end of the one before to
             ends[g].
+        share: what the weight's gradient is multiplied by.
     """
-    return _GroupedLinear.apply(inputs, weight, ends)
+    return _GroupedLinear.apply(inputs, weight, ends, share)
 
 
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, ends: Tensor, share: float) -> Tensor:
         ctx.save_for_backward(inputs, weight, ends)
+        ctx.share = share
         return _products(inputs, weight.transpose(1, 2), ends)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         inputs, weight, ends = ctx.saved_tensors
         gradient = gradient.contiguous()  # of a sum its strides are 0
         of_inputs = _products(gradient, weight, ends) if ctx.needs_input_grad[0] else None
         of_weight = _outer_products(gradient, inputs, ends) if ctx.needs_input_grad[1] else None
-        return of_inputs, of_weight, None
+        if of_weight is not None and ctx.share != 1.0:
+            of_weight.mul_(ctx.share)
+        return of_inputs, of_weight, None, None
 
 
 def _products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
@@ -76,6 +80,8 @@ def _has_kernel(*tensors: Tensor) -> bool:
     """Whether torch's kernel takes these: fp32 or bf16 on a CPU, bf16 on a GPU of compute capability 8 or more, in rows
     that it can load."""
     (first, *_) = tensors
+    if first.numel() == 0:
+        return False
     if first.device.type == "cuda":
         takes = torch.cuda.get_device_capability(first.device) >= (8, 0) and first.dtype == torch.bfloat16
     else:

@@ -67,7 +67,7 @@ class _Mixtral(ModelSpec):
 
     def cut_dimension(self, name: str) -> int:
         # The first dimension of both is the experts'.
-        return super().cut_dimension(name) + name.endswith((_COLUMN, _ROW))
+        return super().cut_dimension(name) + self.is_of_experts(name)
 
     def part_in_files(self, name: str) -> FilePart | None:
         if (expert := _EXPERT.fullmatch(name)) is not None:
@@ -91,6 +91,12 @@ class _Mixtral(ModelSpec):
         size = super().size_in(fields)
         own = {name: fields[name] for name in (*_ROUTING, "router_aux_loss_coef") if name in fields}
         return Size(**{**vars(size), "others": {**size.others, **own}})
+
+    def is_of_experts(self, name: str) -> bool:
+        return name.endswith((_COLUMN, _ROW))
+
+    def num_experts(self, size: Size, given: Mapping[str, Any]) -> int:
+        return given.get("num_local_experts") or size.others.get("num_local_experts", 8)
 
     def flops_per_token(self, config: Any, sequence_length: int) -> float:
         """As LLaMA's, of the experts that a token is sent to."""

@@ -56,6 +56,7 @@ def stage_parts(run: RunConfig, config: PretrainedConfig, adapter: Adapter | Non
         zigzag=booster.pp_style == "zbv",
         tied=bool(config.tie_word_embeddings),
         trained=None if adapter is None else {name for name, held in parameters.items() if held.requires_grad},
+        ep_size=booster.ep,
     )
 
 

@@ -25,4 +25,6 @@ class DataParallel(Strategy):
         return boost(run, model, optimizer, family, stage=0)
 
 
-STRATEGY = DataParallel("ddp", Capability(zero_stages=(0,), default_zero_stage=0, float32_zero_stages=(0,)), order=8)
+STRATEGY = DataParallel(
+    "ddp", Capability(zero_stages=(0,), default_zero_stage=0, float32_zero_stages=(0,), expert_parallel=True), order=8
+)

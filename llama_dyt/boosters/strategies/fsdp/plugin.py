@@ -26,6 +26,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.optim import Optimizer
 
 from llama_dyt.boosters.clipping import Update, squared_norm
+from llama_dyt.boosters.expert_parallel import ExpertGroups, spread_parameters
 from llama_dyt.boosters.materialize import WORKING_DTYPES
 
 
@@ -41,6 +42,7 @@ class FsdpPlugin(Plugin):
         shard_size: ranks that share one copy of the model; it divides the number of processes. Fewer than all makes
             hybrid sharding: neighbouring ranks share a copy, and gradients are summed over the copies too.
         cpu_offload: the shards and Adam stay in host memory; a layer's travel to the device when it computes.
+        experts: spread ones are sharded over the ranks that have the same ones; None: none are spread.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class FsdpPlugin(Plugin):
         max_norm: float,
         shard_size: int,
         cpu_offload: bool = False,
+        experts: ExpertGroups | None = None,
     ) -> None:
         self.layers = layers
         self.precision = precision
         self.initial_scale = initial_scale
         self.max_norm = max_norm
         self.cpu_offload = cpu_offload
+        self.experts = experts
         self.device: torch.device = get_accelerator().get_current_device()
         self.mesh = _mesh(self.device.type, dist.get_world_size(), shard_size)
 
@@ -96,13 +100,20 @@ class FsdpPlugin(Plugin):
         for parameter in model.parameters():
             if not parameter.requires_grad:  # nothing is added to it, so it needs no more digits than are worked with
                 parameter.data = parameter.data.to(WORKING_DTYPES[self.precision])
+        spread = {id(parameter) for _, parameter, _ in spread_parameters(model)}
         for layer in self.layers:
+            for module in layer.modules():
+                if spread & {id(parameter) for parameter in module.parameters(recurse=False)}:
+                    fully_shard(module, **{**options, "mesh": self._mesh_of_copies()})
             fully_shard(layer, **options)
         fully_shard(model, **options)
         if self.device.type == "cpu":
             for module in fsdp_modules(model):
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average: sum, then divide
         model.to_empty(device="cpu" if self.cpu_offload else self.device)
+
+    def _mesh_of_copies(self) -> DeviceMesh:
+        return DeviceMesh.from_group(self.experts.copies, self.device.type, mesh_dim_names=("shard",))
 
     @contextmanager
     def no_sync(self, model: nn.Module, optimizer: OptimizerWrapper) -> Iterator[None]:

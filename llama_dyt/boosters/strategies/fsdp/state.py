@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from llama_dyt.boosters.engine.scaler import LossScaler
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from llama_dyt.boosters.adam_state import adam_steps, moments_of, set_adam_steps
+from llama_dyt.boosters.expert_parallel import ExpertGroups
 from llama_dyt.boosters.grid import Grid
 from llama_dyt.boosters.strategies.fsdp.plugin import FsdpOptimizer, fsdp_modules, shard_group
 from llama_dyt.boosters.tensor_parts import gather_to_first
@@ -32,7 +33,15 @@ class FsdpState:
     fewer rows, or none.
     """
 
-    def __init__(self, module: nn.Module, optimizer: FsdpOptimizer, grid: Grid, scaler: LossScaler) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: FsdpOptimizer,
+        grid: Grid,
+        scaler: LossScaler,
+        spread: Mapping[str, ExpertGroups],
+    ) -> None:
+        """`spread`: of each parameter of experts that ranks share, by name, the groups of these."""
         self._modules: list[FSDPModule] = fsdp_modules(module)
         self._optimizer = optimizer
         self._grid = grid
@@ -42,6 +51,7 @@ class FsdpState:
         self._parameters: dict[str, DTensor] = dict(module.named_parameters())
         self._mesh = next(iter(self._parameters.values())).device_mesh
         self._group = shard_group(self._mesh)
+        self._experts = {id(self._parameters[name]): groups for name, groups in spread.items()}
 
     def _reshard(self) -> None:
         """Free what a forward pass without a backward has left gathered; it would outlive a change of the shards."""
@@ -49,25 +59,42 @@ class FsdpState:
             module.reshard()
 
     def sizes(self) -> dict[str, int]:
-        return {name: 4 * parameter.numel() for name, parameter in self._parameters.items() if parameter.requires_grad}
+        sizes = {}
+        for name, parameter in self._parameters.items():
+            if parameter.requires_grad:
+                experts = self._experts.get(id(parameter))
+                sizes[name] = 4 * parameter.numel() * (experts.size if experts is not None else 1)
+        return sizes
+
+    def _group_of(self, parameter: DTensor) -> dist.ProcessGroup:
+        """The ranks that a parameter is cut over."""
+        experts = self._experts.get(id(parameter))
+        return self._group if experts is None else experts.copies
 
     def _rows_a_rank(self, parameter: DTensor) -> int:
-        return -(-parameter.shape[0] // dist.get_world_size(self._group))
+        return -(-parameter.shape[0] // dist.get_world_size(self._group_of(parameter)))
 
     def _own_rows(self, parameter: DTensor) -> slice:
-        rows = self._rows_a_rank(parameter)
-        start = min(dist.get_rank(self._group) * rows, parameter.shape[0])
-        return slice(start, min(start + rows, parameter.shape[0]))
+        """Of the whole one."""
+        rows, experts = self._rows_a_rank(parameter), self._experts.get(id(parameter))
+        first = 0 if experts is None else experts.rank * parameter.shape[0]
+        start = min(dist.get_rank(self._group_of(parameter)) * rows, parameter.shape[0])
+        return slice(first + start, first + min(start + rows, parameter.shape[0]))
 
     def _whole(self, parameter: DTensor, own: torch.Tensor) -> torch.Tensor | None:
         """This rank's rows of a tensor of the parameter's shape → all of them on the writer's host, None elsewhere.
         Collective within the first copy of the model; the others have nothing to give."""
-        if dist.get_global_rank(self._group, 0) > 0:
+        experts = self._experts.get(id(parameter))
+        if experts is None and dist.get_global_rank(self._group, 0) > 0:
             return None
         missing = self._rows_a_rank(parameter) - own.shape[0]
         padded = nn.functional.pad(own, (0, 0) * (own.dim() - 1) + (0, missing)) if missing else own
-        parts = gather_to_first(padded.to(self._mesh.device_type), self._group)
-        return None if parts is None else parts.flatten(0, 1)[: parameter.shape[0]].cpu()
+        parts = gather_to_first(padded.to(self._mesh.device_type), self._group_of(parameter))
+        whole = None if parts is None else parts.flatten(0, 1)[: parameter.shape[0]]
+        if experts is not None and whole is not None:  # the first copies of all experts
+            every = gather_to_first(whole, experts.group)
+            whole = None if every is None else every.flatten(0, 1)
+        return None if whole is None else whole.cpu()
 
     def own_parts(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         for name, parameter in self._parameters.items():

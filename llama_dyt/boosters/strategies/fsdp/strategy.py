@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ class FullyShardedDataParallel(Strategy):
         return run.booster.shard_size or local_world_size or world_size
 
     def state_bytes(self, run: RunConfig, config: Any, part: Any, ranks: int) -> StateBytes:
-        held = float(sum(-(-math.prod(shape) // ranks) for shape in part.shapes.values()))
+        held = float(share(part, ranks, frozen_too=True))
         cut = float(share(part, ranks))
         frozen = WORKING_BYTES[run.booster.mixed_precision] * (held - cut)
         states = (MASTER_BYTES * cut + frozen, MASTER_BYTES * cut, MOMENT_BYTES * cut)
@@ -54,9 +53,9 @@ class FullyShardedDataParallel(Strategy):
         return FsdpRuntime(run, model, optimizer, family, shard_size, self.offloads)
 
 
-_FSDP = Capability(fp32_gradients=True)
+_FSDP = Capability(fp32_gradients=True, expert_parallel=True)
 STRATEGY = (
     FullyShardedDataParallel("fsdp", _FSDP, order=9),
     FullyShardedDataParallel("fsdp_cpu", replace(_FSDP, offload="always"), order=10),
-    FullyShardedDataParallel("hsdp", replace(_FSDP, shard_size=True), order=11),
+    FullyShardedDataParallel("hsdp", replace(_FSDP, shard_size=True, expert_parallel=False), order=11),
 )

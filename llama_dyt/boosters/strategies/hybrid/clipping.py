@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from llama_dyt.boosters.clipping import Update, adam_with_factors, model_groups, share_of_square, squared_norm
+from llama_dyt.boosters.expert_parallel import groups_of
 from llama_dyt.boosters.grid import Grid
 
 
@@ -30,8 +31,18 @@ def leave_to_device(
 
     def compute_grad_norm(pairs: list[tuple[nn.Parameter, torch.Tensor]], norm_type: int = 2) -> torch.Tensor:
         shared = optimizer.shared_params
-        parts = [(gradient, share_of_square(parameter, grid, shared)) for parameter, gradient in pairs]
-        return squared_norm(parts, model_groups(grid)).sqrt()
+        whole, spread = [], []
+        for parameter, gradient in pairs:
+            groups = groups_of(parameter)
+            share = share_of_square(parameter, grid, shared)
+            if groups is None:
+                whole.append((gradient, share))
+            else:
+                spread.append((gradient, share / groups.num_copies))
+        squares = squared_norm(whole, model_groups(grid))
+        if grid.experts is not None:
+            squares += squared_norm(spread, [grid.experts.data, *model_groups(grid)])
+        return squares.sqrt()
 
     def clip(norm: torch.Tensor) -> None:
         set_factors(update.factors(norm, scale()))

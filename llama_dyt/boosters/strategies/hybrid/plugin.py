@@ -11,6 +11,7 @@ from colossalai.booster.plugin import HybridParallelPlugin
 from torch import nn
 
 from llama_dyt.boosters.clipping import norm_bound
+from llama_dyt.boosters.expert_parallel import ExpertGroups
 from llama_dyt.boosters.grid import Grid
 from llama_dyt.boosters.layers.policy import DecoderPolicy
 from llama_dyt.boosters.layers.zero_bubble import plan_work
@@ -75,7 +76,7 @@ def build_plugin(run: RunConfig, family: ModelSpec, stage: int, offload: bool) -
     return plugin
 
 
-def grid_of(plugin: HybridParallelPlugin) -> Grid:
+def grid_of(plugin: HybridParallelPlugin, experts: ExpertGroups | None = None) -> Grid:
     """This process's coordinates in the plugin's mesh."""
     mesh = plugin.pg_mesh
     return Grid(
@@ -89,4 +90,5 @@ def grid_of(plugin: HybridParallelPlugin) -> Grid:
         sp_size=mesh.size(plugin.sp_axis),
         tp_group=plugin.tp_group if mesh.size(plugin.tp_axis) > 1 else None,
         pp_group=plugin.pp_group if mesh.size(plugin.pp_axis) > 1 else None,
+        experts=experts,
     )

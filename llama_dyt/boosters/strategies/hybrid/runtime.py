@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from llama_dyt.boosters.engine.scaler import LossScaler
+from llama_dyt.boosters.engine.upstream import replace
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from colossalai.booster.plugin import HybridParallelPlugin
 from torch import nn
 
 from llama_dyt.boosters.clipping import norm_bound
+from llama_dyt.boosters.expert_parallel import (
+    average_over_copies,
+    expert_groups,
+    groups_of,
+    spread_experts,
+    spread_parameters,
+)
+from llama_dyt.boosters.grid import Grid
 from llama_dyt.boosters.layers.forward_pipeline import ForwardPipeline
 from llama_dyt.boosters.parameter_state import ParameterState
 from llama_dyt.boosters.runtime import EngineRuntime
@@ -19,6 +30,7 @@ from llama_dyt.boosters.step import Criterion
 from llama_dyt.boosters.strategies.hybrid.clipping import leave_to_device
 from llama_dyt.boosters.strategies.hybrid.plugin import build_plugin, grid_of
 from llama_dyt.boosters.strategies.hybrid.state import MasterState
+from llama_dyt.boosters.strategies.zero.grouping import group_parameters
 from llama_dyt.boosters.strategies.zero.runtime import ZeroRuntime
 from llama_dyt.config.run import RunConfig
 from llama_dyt.models.spec import ModelSpec
@@ -30,6 +42,8 @@ class _Pipeline(EngineRuntime):
     _style: str
     _micro_batch_size: int
     _forward: ForwardPipeline | None = None
+    _last = True
+    _averages_experts = True
 
     def pipeline_step(self, batch: dict[str, torch.Tensor], criterion: Criterion) -> torch.Tensor | None:
         batches = iter([batch])
@@ -41,6 +55,30 @@ class _Pipeline(EngineRuntime):
             self._forward = ForwardPipeline(self.plugin, self._style, self._micro_batch_size)
         return self._forward.run(self.model, batch, criterion)
 
+    def _average_experts(self) -> None:
+        """See to the gradients of spread experts, which the engine would average over all data-parallel ranks."""
+        if self.grid.experts is None:
+            return
+
+        def sync_dp_grads() -> None:
+            data = self.model.dp_group
+            for parameter in self.module.parameters():
+                if data.size() > 1 and parameter.grad is not None and groups_of(parameter) is None:
+                    dist.all_reduce(parameter.grad, group=data)
+                    parameter.grad.div_(data.size())
+            average_over_copies(self.module)
+
+        replace(self.model, "sync_dp_grads", sync_dp_grads)
+
+    def accumulation(self, last: bool) -> AbstractContextManager[None]:
+        self._last = last
+        return super().accumulation(last)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        super().backward(loss)
+        if self._last and self.grid.experts is not None and self._averages_experts:
+            average_over_copies(self.module)
+
     def _set_pipeline(self, run: RunConfig) -> None:
         self._style, self._micro_batch_size = run.booster.pp_style, run.booster.micro_batch_size
 
@@ -48,8 +86,11 @@ class _Pipeline(EngineRuntime):
 class Float32Runtime(_Pipeline):
     """HybridParallelNaiveOptimizer: Adam on the weights themselves."""
 
-    def __init__(self, run: RunConfig, plugin: HybridParallelPlugin, model: nn.Module, optimizer: Any) -> None:
-        super().__init__(plugin, model, optimizer, grid_of(plugin))
+    def __init__(
+        self, run: RunConfig, plugin: HybridParallelPlugin, model: nn.Module, optimizer: Any, grid: Grid
+    ) -> None:
+        super().__init__(plugin, model, optimizer, grid)
+        self._average_experts()
         self._set_pipeline(run)
         self.holds_back = True
         self.update = leave_to_device(self.optimizer, norm_bound(run), self.grid, clips="_clip_grad_norm")
@@ -59,8 +100,11 @@ class Float32Runtime(_Pipeline):
 class HalfPrecisionRuntime(_Pipeline):
     """HybridParallelAMPOptimizer: an fp32 master beside each weight."""
 
-    def __init__(self, run: RunConfig, plugin: HybridParallelPlugin, model: nn.Module, optimizer: Any) -> None:
-        super().__init__(plugin, model, optimizer, grid_of(plugin))
+    def __init__(
+        self, run: RunConfig, plugin: HybridParallelPlugin, model: nn.Module, optimizer: Any, grid: Grid
+    ) -> None:
+        super().__init__(plugin, model, optimizer, grid)
+        self._average_experts()
         self._set_pipeline(run)
         self.holds_back = True
         mixin = self.optimizer.mixed_precision
@@ -78,10 +122,12 @@ class HalfPrecisionRuntime(_Pipeline):
 class HybridZeroRuntime(_Pipeline, ZeroRuntime):
     """HybridParallelZeroOptimizer: ZeRO over the data-parallel ranks of what the other axes left."""
 
+    _averages_experts = False  # its optimizer does, see `zero/grouping.py`
+
     def __init__(
-        self, run: RunConfig, plugin: HybridParallelPlugin, model: nn.Module, optimizer: Any, stage: int
+        self, run: RunConfig, plugin: HybridParallelPlugin, model: nn.Module, optimizer: Any, grid: Grid, stage: int
     ) -> None:
-        super().__init__(run, plugin, model, optimizer, grid_of(plugin), stage)
+        super().__init__(run, plugin, model, optimizer, grid, stage)
         self._set_pipeline(run)
 
     def _shared_parameters(self) -> Sequence[Mapping[int, nn.Parameter]]:
@@ -98,7 +144,13 @@ def boost(
         offload: masters and moments in host memory.
     """
     plugin = build_plugin(run, family, stage, offload)
+    experts = expert_groups(plugin.mixed_dp_group, run.booster.ep)
+    grid = grid_of(plugin, experts)
+    spread_experts(model, family, experts)
     if stage:
-        return HybridZeroRuntime(run, plugin, model, optimizer, stage)
+        group_parameters(optimizer, plugin.mixed_dp_group)
+        return HybridZeroRuntime(run, plugin, model, optimizer, grid, stage)
+    # DistributedDataParallel leaves them alone.
+    model._ddp_params_and_buffers_to_ignore = [name for name, *_ in spread_parameters(model)]
     runtime = Float32Runtime if run.booster.mixed_precision == "fp32" else HalfPrecisionRuntime
-    return runtime(run, plugin, model, optimizer)
+    return runtime(run, plugin, model, optimizer, grid)

@@ -35,6 +35,7 @@ _ON_DEVICE = Capability(
     float8=False,  # tensor parallelism replaces the linear layers, zbv takes their backward apart
     tensor_parallel=True,
     pipeline_parallel=True,
+    expert_parallel=True,
     sequence_parallel=("all_to_all", "split_gather"),
     zero_stages=(0, 1, 2),
     default_zero_stage=0,

@@ -34,6 +34,8 @@ def leave_to_device(
         owners = [parameters[optimizer.get_param_id_for_grad(gradient)] for gradient in gradients]
         parts = [(gradient, share_of_square(owner, grid, shared)) for gradient, owner in zip(gradients, owners)]
         data_groups = dp_pg if isinstance(dp_pg, Iterable) else (dp_pg,)
+        if grid.experts is not None:  # slices of experts are spread over all of them too
+            data_groups = (grid.experts.data,)
         squares.append(squared_norm(parts, [*data_groups, *model_groups(grid)]))
         return 0.0
 

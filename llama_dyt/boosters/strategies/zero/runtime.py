@@ -8,19 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from colossalai.accelerator import get_accelerator
 from colossalai.booster.plugin import LowLevelZeroPlugin
 from colossalai.booster.plugin.plugin_base import Plugin
 from torch import nn
 
 from llama_dyt.boosters.clipping import norm_bound
+from llama_dyt.boosters.expert_parallel import expert_groups, spread_experts
 from llama_dyt.boosters.grid import Grid, data_parallel_grid
 from llama_dyt.boosters.materialize import WORKING_DTYPES, materialize
 from llama_dyt.boosters.runtime import EngineRuntime
 from llama_dyt.boosters.strategies.zero.clipping import leave_to_device
 from llama_dyt.boosters.strategies.zero.fp32_reduction import add_up_in_fp32
+from llama_dyt.boosters.strategies.zero.grouping import group_parameters
 from llama_dyt.boosters.strategies.zero.state import ZeroState
 from llama_dyt.config.run import RunConfig
+from llama_dyt.models.spec import family_of
 
 
 class ZeroRuntime(EngineRuntime):
@@ -59,5 +63,8 @@ def boost_zero(run: RunConfig, model: nn.Module, optimizer: Any, stage: int, off
         max_norm=norm_bound(run),
         cpu_offload=offload,
     )
+    experts = expert_groups(None, run.booster.ep)
+    spread_experts(model, family_of(model.config), experts)
+    group_parameters(optimizer, dist.group.WORLD)
     materialize(model, get_accelerator().get_current_device(), WORKING_DTYPES[run.booster.mixed_precision])
-    return ZeroRuntime(run, plugin, model, optimizer, data_parallel_grid(), stage)
+    return ZeroRuntime(run, plugin, model, optimizer, data_parallel_grid(experts), stage)

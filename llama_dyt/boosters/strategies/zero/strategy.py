@@ -33,7 +33,9 @@ class Zero(Strategy):
         return boost_zero(run, model, optimizer, stage, self.offloads)
 
 
-_ZERO2 = Capability(zero_stages=(2,), default_zero_stage=2, float32_zero_stages=(2,), fp32_gradients=True)
+_ZERO2 = Capability(
+    zero_stages=(2,), default_zero_stage=2, float32_zero_stages=(2,), fp32_gradients=True, expert_parallel=True
+)
 STRATEGY = (
     Zero("zero1", replace(_ZERO2, zero_stages=(1,), default_zero_stage=1, float32_zero_stages=(1,)), order=3),
     Zero("zero2", _ZERO2, order=4),
