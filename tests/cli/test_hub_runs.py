@@ -101,6 +101,7 @@ def test_the_default_dataset_is_streamed_and_gone_on_with_exactly(corpus, hub, t
     assert "RedPajama-Data-1T-Sample.py" not in hub.sent  # a loading script is not even fetched
 
 
+@pytest.mark.matrix
 def test_each_rank_reads_its_share_of_the_hub_and_goes_on_exactly(corpus, hub, tmp_path):
     asked = {"dataset": "allenai/c4", "task_name": "en", "stream_shares": 2, "max_length": 256}
     whole = pretrain(corpus, tmp_path, 2, save_dir="whole", **asked)
@@ -129,11 +130,15 @@ source = open_text("someone/parquet", ReadOptions())
 records = list(source.iterate())
 rest = list(open_text("someone/parquet", ReadOptions()).iterate(json.loads(json.dumps(records[20][1]))))
 told.append([len(records), [values for values, _ in rest] == [values for values, _ in records[21:]]])
+c4 = ReadOptions(task="en")
+records = list(open_text("allenai/c4", c4).share(1, 4).iterate())
+rest = list(open_text("allenai/c4", c4).share(1, 4).iterate(json.loads(json.dumps(records[40][1]))))
+told.append([len(records), [values for values, _ in rest] == [values for values, _ in records[41:]]])
 print(json.dumps(told))
 """
 
 
-def test_what_the_hub_does_not_give_is_told_in_one_line(corpus, hub, tmp_path):
+def test_what_the_hub_does_not_give_is_one_line_and_a_share_is_read_alone(corpus, hub, tmp_path):
     asked = [
         ("someone/gated", None),
         ("someone/missing", None),
@@ -146,7 +151,7 @@ def test_what_the_hub_does_not_give_is_told_in_one_line(corpus, hub, tmp_path):
         [sys.executable, "-c", CHECK, json.dumps(asked)], env=env, capture_output=True, text=True, timeout=240
     )
     assert found.returncode == 0, found.stderr
-    gated, missing, parts, no_part, closed, gated_model, missing_model, parquet = json.loads(found.stdout)
+    gated, missing, parts, no_part, closed, gated_model, missing_model, parquet, share = json.loads(found.stdout)
     assert gated == ["--dataset 'someone/gated' needs permission; ask for it on its hub page and run `hf auth login`"]
     assert len(missing) == 1 and "is neither a local path nor on the hub (or it is private)" in missing[0]
     assert parts == ["--dataset 'allenai/c4' has several parts; choose with --task_name one of: en, realnewslike"]
@@ -155,3 +160,6 @@ def test_what_the_hub_does_not_give_is_told_in_one_line(corpus, hub, tmp_path):
     assert len(gated_model) == 1 and "--model_path someone/gated: it needs permission: ask for it" in gated_model[0]
     assert len(missing_model) == 1 and "none of that name on the hub" in missing_model[0]
     assert parquet[0] > 30 and parquet[1]
+    assert share[0] > 40 and share[1]
+    shards = {int(name[len("en/c4-train.") :][:5]) for name in hub.sent if name.endswith(".gz")}
+    assert shards == {0, 1, 5}  # those of the share, and the first, where the client looks what columns there are

@@ -69,6 +69,7 @@ def test_a_run_killed_in_a_save_goes_on_to_what_an_undisturbed_one_comes_to(corp
     assert not any(".claim" in name for name in store_of(RUN).sizes(at(RUN)))
 
 
+@pytest.mark.matrix
 def test_credentials_that_expire_end_a_run_with_one_line(corpus, s3, tmp_path):
     s3.faults.append(Fault(".*step_00000002/model", "expired"))
     outcome = Command("pretrain", corpus.pretrain_flags(save_dir=RUN, save_interval=2, max_steps=4), tmp_path).run()

@@ -114,21 +114,23 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("kind", EXPECTED)
-@pytest.mark.parametrize("what", ["put", "get"])
-def test_what_lasts_is_one_line_without_a_secret_and_leaves_nothing(s3, tmp_path, monkeypatch, kind, what):
+def test_what_lasts_is_one_line_without_a_secret_and_leaves_nothing(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setattr(module.STORE, "_clients", {})
     module.STORE.put(f"{RUN}/weights", written(tmp_path / "file", b"weights"))
-    s3.faults.append(Fault("", kind))
-    with pytest.raises(OSError) as caught:
-        getattr(module.STORE, what)(f"{RUN}/weights", tmp_path / ("file" if what == "put" else "back"))
-    message = str(caught.value)
-    assert message.startswith(f"{RUN}/weights: ") and EXPECTED[kind] in message and "\n" not in message
-    assert SECRET not in message and KEY not in message
-    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["file"]
+    for kind, expected in EXPECTED.items():
+        s3.faults[:] = [Fault("", kind)]
+        for act, file in ((module.STORE.put, "file"), (module.STORE.get, "back")):
+            with pytest.raises(OSError) as caught:
+                act(f"{RUN}/weights", tmp_path / file)
+            message = str(caught.value)
+            assert message.startswith(f"{RUN}/weights: ") and expected in message and "\n" not in message, kind
+            assert SECRET not in message and KEY not in message, kind
+            assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["file"], kind
 
 
 def test_credentials_that_are_renewed_in_their_file_are_taken_up(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.STORE, "_clients", {})
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     file = written(tmp_path / "credentials", b"[default]\naws_access_key_id = OLD\naws_secret_access_key = x\n")
@@ -152,6 +154,7 @@ def test_credentials_that_are_renewed_in_their_file_are_taken_up(s3, tmp_path, m
 )
 def test_what_cannot_be_written_is_told_before_a_run(s3, monkeypatch, changes, address, expected):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(module.STORE, "_clients", {})
     for name, value in changes.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
     reason = store_of(address).why_not_writable(at(address))

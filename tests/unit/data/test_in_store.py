@@ -7,6 +7,7 @@ import pytest
 import zstandard
 from corpora import write_jsonl, write_parquet
 from loading import token_batches
+from prepared import write_shards
 
 from llama_dyt.core import store_copies
 from llama_dyt.core.errors import DataError
@@ -15,8 +16,7 @@ from llama_dyt.data.formats.format import format_of
 from llama_dyt.data.formats.sources import ReadOptions
 from llama_dyt.data.opening import check_data, open_data, open_text
 from llama_dyt.data.order.mixture_file import read_mixture
-from llama_dyt.data.preparing.prepare import prepare
-from llama_dyt.data.preparing.settings import PrepareSettings
+from llama_dyt.data.preparing.parts import bad_records, cut_parts, read_part
 from tests.s3_server import BUCKET, Fault, serving, use
 
 pytest.importorskip("boto3", reason="needs boto3")
@@ -72,19 +72,18 @@ def test_records_and_places_are_those_of_the_same_files_on_a_disk(text):
     assert found.fingerprint == open_data(str(folder)).fingerprint  # a run may go on from a copy elsewhere
 
 
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("*.jsonl", ["a.jsonl"]),
-        ("*/*.jsonl.zst", ["below/b.jsonl.zst"]),
-        ("**/*.jsonl*", ["a.jsonl", "below/b.jsonl.zst"]),
-        ("[ac].*", ["a.jsonl", "c.parquet"]),
-        ("below", ["b.jsonl.zst"]),
-        ("c.parquet", ["c.parquet"]),
-    ],
-)
-def test_what_an_address_means(text, pattern, names):
-    assert [file.name for file in open_data(f"{text[1]}/{pattern}").files] == names
+MEANT = {
+    "*.jsonl": ["a.jsonl"],
+    "*/*.jsonl.zst": ["below/b.jsonl.zst"],
+    "**/*.jsonl*": ["a.jsonl", "below/b.jsonl.zst"],
+    "[ac].*": ["a.jsonl", "c.parquet"],
+    "below": ["b.jsonl.zst"],
+    "c.parquet": ["c.parquet"],
+}
+
+
+def test_what_an_address_means(text):
+    assert {name: [file.name for file in open_data(f"{text[1]}/{name}").files] for name in MEANT} == MEANT
 
 
 def test_steps_are_the_same_and_gone_on_with_from_a_file_in_the_middle(text, tokenizer):
@@ -154,20 +153,22 @@ def test_a_mixture_names_addresses(text, tmp_path):
     assert format_of(f"{text[1]}/a.jsonl").name == "store"
 
 
-def test_text_is_prepared_from_a_store_and_prepared_tokens_are_read_from_one(text, tokenizer, tmp_path):
-    folder, address = text
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    here, there = tmp_path / "here", tmp_path / "there"
-    for dataset, output in ((folder, here), (address, there)):
-        given = PrepareSettings(
-            str(dataset), tokenizer=str(tmp_path / "tokenizer"), output_path=str(output), num_workers=1
-        )
-        prepare(given, part_bytes=3000, shard_tokens=500)
-    assert [file.read_bytes() for file in sorted(here.glob("*.bin"))] == [
-        file.read_bytes() for file in sorted(there.glob("*.bin"))
-    ]
-    kept = put(there, "prepared")
-    source, local = open_data(kept), open_data(str(here))
+def test_parts_of_text_that_is_prepared_are_the_same(text):
+    """What `prepare_data.py` deals out to its processes, and what each reads of it."""
+
+    def documents(dataset):
+        parts = cut_parts(open_text(str(dataset), ReadOptions()).files, 3000)
+        options = ReadOptions()
+        return [list(read_part(part, None, options, bad_records(options))) for part in parts]
+
+    here, there = map(documents, text)
+    assert here == there and len(here) > 3
+    assert [found for part in there for found, _ in part] == TEXTS
+
+
+def test_prepared_tokens_are_read_from_a_store(s3, tmp_path):
+    write_shards(tmp_path / "prepared", [[[5, 6, 7], [8] * 40], [[9] * 100]])
+    source, local = open_data(put(tmp_path / "prepared", "prepared")), open_data(str(tmp_path / "prepared"))
     assert source.is_tokenized and source.num_tokens == local.num_tokens
     assert (source.tokens(0, source.num_tokens) == local.tokens(0, local.num_tokens)).all()
     assert source.fingerprint == local.fingerprint
