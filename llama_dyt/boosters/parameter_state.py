@@ -63,16 +63,17 @@ class ParameterState:
         """Whole, but for tensor parallelism; loss scale included."""
         return parameter.grad
 
-    def _whole(self, name: str, own: torch.Tensor) -> torch.Tensor | None:
+    def _whole(self, name: str, own: torch.Tensor, lend: bool = False) -> torch.Tensor | None:
         """This rank's part of a parameter-shaped fp32 tensor → the whole on the writer's host, None elsewhere.
-        Collective."""
+        Collective. `lend`: see `TrainingState.gather`."""
         parameter = self._parameters[name]
         group = self.data_group_of(parameter)
         part: torch.Tensor | None = own.detach()
         if group is not None:
             parts = gather_to_first(part.to(parameter.device).flatten(), group)
             part = None if parts is None else parts.view(-1)[: parameter.numel()].view(parameter.shape)
-        return copied_to_host(self._join_tensor_parallel(name, part), own)
+        whole = self._join_tensor_parallel(name, part)
+        return whole if lend else copied_to_host(whole, own)
 
     def _join_tensor_parallel(self, name: str, part: torch.Tensor | None) -> torch.Tensor | None:
         """Of the ranks that hold the same, the first ones alone give theirs."""
@@ -101,14 +102,14 @@ class ParameterState:
             yield name, "param", master.detach()
             yield from moments_of(name, self._optimizer.optim.state.get(master, {}))
 
-    def gather(self, names: list[str]) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
+    def gather(self, names: list[str], lend: bool = False) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
         for name in names:
             master = self.master_of(self._parameters[name])
             state = self._optimizer.optim.state.get(master, {})
-            tensors = {"param": self._whole(name, master.float())}
+            tensors = {"param": self._whole(name, master.float(), lend)}
             for moment in MOMENTS:
                 own = state[moment] if moment in state else torch.zeros_like(master, dtype=torch.float32)
-                tensors[moment] = self._whole(name, own)
+                tensors[moment] = self._whole(name, own, lend)
             yield name, tensors if self._grid.is_writer else None
 
     def scatter(self, read: Read) -> None:

@@ -40,10 +40,13 @@ class TrainingState(Protocol):
         communication, no copies."""
         ...
 
-    def gather(self, names: list[str]) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
+    def gather(self, names: list[str], lend: bool = False) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
         """Whole fp32 master ("param") and moments of each of `names` on the host, one parameter at a time.
 
         Moments are zeros before the first optimizer step.
+
+        Args:
+            lend: a tensor may be the training's own memory, on any device: to be copied before the next step.
         """
         ...
 

@@ -166,6 +166,13 @@ class ObjectStore(ABC):
                 self.delete_below(folder)
         self.forget_unfinished(parent.address, is_ours)
 
+    def remove(self, folder: StorePath) -> None:
+        self.delete_below(folder)
+
+    def sync_spools(self) -> None:
+        for spool in list(_PutFiles.open):
+            spool.sync()
+
     def spool(self, folder: StorePath, *names: str) -> Spool:
         return _PutFiles(self, folder, names)
 
@@ -238,8 +245,7 @@ class _PutFolder:
     def publish(self, marker: str, say: Say) -> None:
         self.hand_over()
         # What was logged up to this step is there before anybody can go on from it.
-        for spool in list(_PutFiles.open):
-            spool.sync()
+        self._store.sync_spools()
         self._store.write_text(self._final / MARKER, marker)
         self._began = False
         self._remove_folder()

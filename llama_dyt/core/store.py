@@ -146,6 +146,13 @@ class Store(Protocol):
     ) -> None:
         """Put in order what killed runs left below `parent`, of folders whose names are ours. Only for who holds it."""
 
+    def remove(self, folder: Location) -> None:
+        """Remove a published folder; killed over it, what is left is nobody's and goes with `clear`. Only for who holds
+        the folder above."""
+
+    def sync_spools(self) -> None:
+        """Have in the store what this process has written into its spools so far."""
+
     def spool(self, folder: Location, *names: str) -> Spool:
         """Begin to write growing files in `folder`; those of `names` are there as they are in the store."""
 

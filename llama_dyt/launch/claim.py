@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from llama_dyt.core.errors import CheckpointError, ConfigurationError
+from llama_dyt.core.processes import start_time
 from llama_dyt.core.store import Location, Records, store_of
 from llama_dyt.launch.holder import Holder
 
@@ -62,25 +63,32 @@ class Claim:
         Raises:
             CheckpointError: another run has taken it over, or the record was removed.
         """
-        above = [number for number in self._records.numbers() if number > self._number]
-        mine = Holder.read(self._records.read(self._number) or b"")
-        if not above and mine is not None and mine.nonce == self.nonce:
-            return
-        other = Holder.read(self._records.read(max(above)) or b"") if above else None
-        how = f"{other} took it over" if other else f"its record {self._records.name(self._number)} is gone from there"
-        raise CheckpointError(
-            f"{self.folder} is no longer this run's: {how}, as happens to one that gives no sign of life for "
-            f"{STALE_SECONDS:g} s (stopped, or cut off from the files); nothing more is written there. Go on with "
-            "--load auto once nobody else writes there"
-        )
+        require_held(self.folder, self._records, self._number, self.nonce)
+
+    @property
+    def number(self) -> int:
+        """Of its record."""
+        return self._number
+
+    def name_writer(self, pid: int) -> None:
+        """Say in the record that a process of this one's writes in the folder too, and may outlive it for a while.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.holder = replace(self.holder, writer=(pid, start_time(pid) or 0))
+        self._records.rewrite(self.holder.to_line() + _counter(0))
 
     def release(self) -> None:
-        """Give the folder free; nothing in a forked child, nothing the second time."""
+        """Give the folder free; nothing in a forked child, nothing the second time. A writer that was named and still
+        works keeps it: the record stays, for the next run to wait."""
         if os.getpid() != self._pid or self._released.is_set():
             return
         self._released.set()
         self._thread.join(_LOOK_SECONDS)  # it may hang in a file system that does
         _held.remove(self)
+        if self.holder.writer_lives(self.holder):
+            return
         with suppress(OSError):
             found = Holder.read(self._records.read(self._number) or b"")
             if found is not None and found.nonce == self.nonce:
@@ -96,6 +104,51 @@ class Claim:
             count += 1
             with suppress(OSError):  # others will find it stale; `check` tells this process
                 self._records.rewrite(self.holder.to_line() + _counter(count))
+
+
+def require_held(folder: Location, records: Records, number: int, nonce: str) -> None:
+    """Ask whether a claim still stands, also of a process that was told of it.
+
+    Raises:
+        CheckpointError: another run has taken the folder over, or the record was removed.
+    """
+    above = [other for other in records.numbers() if other > number]
+    mine = Holder.read(records.read(number) or b"")
+    if not above and mine is not None and mine.nonce == nonce:
+        return
+    other = Holder.read(records.read(max(above)) or b"") if above else None
+    how = f"{other} took it over" if other else f"its record {records.name(number)} is gone from there"
+    raise CheckpointError(
+        f"{folder} is no longer this run's: {how}, as happens to one that gives no sign of life for "
+        f"{STALE_SECONDS:g} s (stopped, or cut off from the files); nothing more is written there. Go on with "
+        "--load auto once nobody else writes there"
+    )
+
+
+def wait_for_writer(folder: Location, name: str = "claim") -> None:
+    """Wait while the writing process of a run that is gone, on this machine, finishes a checkpoint there: before what
+    to resume from is looked for. Changes nothing, and a folder that is not there is no error."""
+    if not folder.is_dir():
+        return
+    me = Holder.this_process("", {})
+    records = store_of(folder).records(folder, name)
+    said = False
+    while True:
+        found = [Holder.read(records.read(number) or b"") for number in records.numbers()]
+        writing = [one for one in found if one and not one.lives(me) and one.writer_lives(me)]
+        if not writing:
+            return
+        if not said:
+            said = True
+            print(_waits_for(folder, writing[-1]), file=sys.stderr, flush=True)
+        time.sleep(_LOOK_SECONDS)
+
+
+def _waits_for(folder: Location, holder: Holder) -> str:
+    return (
+        f"{folder}: {holder} is gone, and its process {holder.writer[0]} is still writing a checkpoint there; waiting "
+        "for it to finish"
+    )
 
 
 def take(
@@ -170,11 +223,14 @@ class _Taker:
             return None
         holder = Holder.read(record)
         if holder is not None:
-            if self._me.follows(holder):
-                return record
             lives = holder.lives(self._me)
-            if lives is False or (lives and holder.pid == self._me.pid):
-                return record
+            if self._me.follows(holder) or lives is False or (lives and holder.pid == self._me.pid):
+                if holder.pid == self._me.pid or not holder.writer_lives(self._me):
+                    return record
+                if not self._waits:
+                    self._waits = True
+                    self._say(_waits_for(self._folder, holder))
+                return None
             if lives and holder.inode != self._records.identity(number):
                 return record  # a copy of a folder in which a run goes on
             if lives:

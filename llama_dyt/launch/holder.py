@@ -28,6 +28,7 @@ class Holder:
         since: the time in words, for messages: clocks differ.
         nonce: tells this record from every other.
         inode: of the record, which a copy of the folder does not have.
+        writer: (pid, started) of a process of this one's that may outlive it to finish a checkpoint; None for none.
     """
 
     program: str
@@ -40,6 +41,7 @@ class Holder:
     since: str
     nonce: str
     inode: int = 0
+    writer: tuple[int, int] | None = None
 
     @classmethod
     def this_process(cls, program: str, environment: Mapping[str, str]) -> Holder:
@@ -62,7 +64,8 @@ class Holder:
         try:
             found = json.loads(head) if end else None
             jobs = {kind: (str(job), int(restarts)) for kind, (job, restarts) in found["jobs"].items()}
-            return cls(**{**found, "jobs": jobs})
+            writer = tuple(found["writer"]) if found.get("writer") else None
+            return cls(**{**found, "jobs": jobs, "writer": writer})
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
@@ -77,10 +80,16 @@ class Holder:
             for kind, (job, restarts) in self.jobs.items()
         )
 
+    def writer_lives(self, seen_by: Holder) -> bool:
+        """Whether its writing process is there, as far as `seen_by`'s machine can tell."""
+        return self.writer is not None and self._is_near(seen_by) and start_time(self.writer[0]) == self.writer[1]
+
+    def _is_near(self, other: Holder) -> bool:
+        return (self.host, self.boot, self.pid_namespace) == (other.host, other.boot, other.pid_namespace)
+
     def lives(self, seen_by: Holder) -> bool | None:
         """Whether its process is there; None where `seen_by`'s machine cannot tell."""
-        here = (self.host, self.boot, self.pid_namespace) == (seen_by.host, seen_by.boot, seen_by.pid_namespace)
-        if not here or self.boot is None or self.pid_namespace is None or self.started is None:
+        if not self._is_near(seen_by) or self.boot is None or self.pid_namespace is None or self.started is None:
             return None
         started = start_time(self.pid)
         if started is None and _is_hidden(self.pid):

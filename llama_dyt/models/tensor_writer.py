@@ -44,11 +44,9 @@ def write_tensors(layout: Layout, read: Callable[[str], torch.Tensor], path: Pat
     Returns:
         The file's SHA-256.
     """
-    # The library's order: the widest numbers first, so that all are aligned.
-    names = sorted(layout, key=lambda name: (-layout[name][1].itemsize, name))
     with open(path, "wb", buffering=0) as file, _Hashing(file) as hashing:
-        hashing.write(_header(layout, names))
-        for name in names:
+        hashing.write(header_of(layout))
+        for name in file_order(layout):
             shape, dtype = layout[name]
             tensor = read(name)
             found = (tuple(tensor.shape), tensor.dtype)
@@ -68,10 +66,17 @@ def chunks(tensor: torch.Tensor) -> Iterator[memoryview]:
         yield data[begin : begin + _CHUNK]
 
 
-def _header(layout: Layout, names: Sequence[str]) -> memoryview:
+def file_order(layout: Layout) -> list[str]:
+    """The names in the order that their tensors have in a file, one right after the other."""
+    # The library's: the widest numbers first, so that all are aligned.
+    return sorted(layout, key=lambda name: (-layout[name][1].itemsize, name))
+
+
+def header_of(layout: Layout) -> memoryview:
+    """What a file begins with, before the tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name in names:
+    for name in file_order(layout):
         shape, dtype = layout[name]
         begin, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}

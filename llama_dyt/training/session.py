@@ -34,10 +34,12 @@ from llama_dyt.training.callbacks.samples import AskedPrompts, Samples
 from llama_dyt.training.callbacks.saturation import Saturation
 from llama_dyt.training.callbacks.status import Status
 from llama_dyt.training.callbacks.validation import HeldOutBatches, Validation
+from llama_dyt.training.checkpoint.background import BackgroundWriter
 from llama_dyt.training.checkpoint.generators import set_rng_state
 from llama_dyt.training.checkpoint.imports import differences
 from llama_dyt.training.checkpoint.publishing import home_of
 from llama_dyt.training.checkpoint.reader import is_newest_of, restore_counters
+from llama_dyt.training.checkpoint.retention import Keep
 from llama_dyt.training.checkpoint.verification import checkpoint_around, verify
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
 from llama_dyt.training.health import first_not_finite
@@ -216,6 +218,7 @@ class Session:
             seconds = time.perf_counter() - start
             trackers.close()
             batches.close()
+            writer.close()
         interrupted = ending is Ending.INTERRUPTED
         status.write("stopped" if interrupted else "finished", self.progress.step, total_steps)
         results = trackers.results()
@@ -245,7 +248,8 @@ class Session:
     def _make_writer(self, save_dir: Location, say: Callable[[str], None]) -> CheckpointWriter:
         plan = self.plan
         contents, save_files = contents_of(plan, self._base)
-        writer = CheckpointWriter(
+        kind = BackgroundWriter if self.run.run.async_save else CheckpointWriter
+        writer = kind(
             save_dir,
             self.boosted.state,
             self.grid,
@@ -254,6 +258,7 @@ class Session:
             claim=self._claim,
             nonce=self._nonce[:8],
             say=say,
+            keep=Keep(self.run.run.keep_last, self.run.run.keep_every),
         )
         if plan.checkpoint is not None:
             writer.last_path = home_of(plan.checkpoint.path)

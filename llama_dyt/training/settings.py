@@ -82,6 +82,28 @@ class RunSettings:
     save_interval: int = option(
         1000, "Steps between checkpoints; one is always saved at the end.", short="-i", entries=TRAINING, at_least=1
     )
+    async_save: bool = option(
+        False,
+        "Stop training for a save only while tensors are copied; a process beside each writing rank does the rest. "
+        "Takes host memory there: 12 bytes for each parameter of its pipeline stage.",
+        entries=TRAINING,
+    )
+    async_save_busy: str = option(
+        "wait",
+        "What becomes of an asynchronous save when the one before is still being written: wait for that, or skip.",
+        choices=("wait", "skip"),
+        entries=TRAINING,
+    )
+    keep_last: int | None = option(
+        None, "Keep the newest N checkpoints and remove older ones; none keeps all.", entries=TRAINING, at_least=1
+    )
+    keep_every: int | None = option(
+        None,
+        "With --keep_last: keep the checkpoints of every step that is a multiple of this as well.",
+        entries=TRAINING,
+        metavar="STEPS",
+        at_least=1,
+    )
     save_dir: str | None = option(
         "checkpoint",
         "Folder for checkpoints, metrics.jsonl and config.yaml; s3://BUCKET/FOLDER, or a store of your own (scheme://…).",
@@ -189,6 +211,9 @@ def problems(run: RunConfig, world_size: int | None, device: str | None) -> Iter
         reason, remedy = "has no effect without --dry_run", "add that, or leave it out"
         also = ("dry_run",)
         yield Problem("dry_run_processes", run.run.dry_run_processes, reason, remedy, also=also, clause=True)
+    if run.run.keep_every is not None and run.run.keep_last is None:
+        reason, remedy = "has no effect without --keep_last, all checkpoints are kept", "add that, or leave it out"
+        yield Problem("keep_every", run.run.keep_every, reason, remedy, also=("keep_last",), clause=True)
     yield from benchmark_problems(run)
     yield from sample_problems(run)
     yield from _unknown_or_twice("callback", run.run.callbacks, CALLBACKS)

@@ -120,6 +120,20 @@ def test_a_rank_that_cannot_write_fails_the_save_on_all_and_harms_nothing(
     assert all(loss > 0 for _, loss in first)
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [Layout("zero2", 2), Layout("gemini", 2, tp=2), Layout("fsdp", 2), hybrid(4, tp=2, pp=2)]
+    + [pytest.param(layout, marks=pytest.mark.matrix) for layout in LAYOUTS],
+    ids=str,
+)
+def test_an_asynchronous_save_writes_the_bytes_of_a_synchronous_one(pool, tmp_path, layout: Layout):
+    first, *_ = pool(layout.world_size).run(training_cases.both_saves, layout=layout, folder=str(tmp_path), timeout=60)
+    assert len(first) == 2
+    for at_once, aside in first:
+        assert at_once == aside
+        assert len(json.loads(aside)) > 12  # several shards each
+
+
 def test_a_save_dir_that_is_no_folder_fails_the_save_on_all(pool, tmp_path):
     file = tmp_path / "file"
     file.write_text("in the way")

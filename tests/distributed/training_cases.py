@@ -25,6 +25,8 @@ from llama_dyt.core.errors import CheckpointError
 from llama_dyt.data.loaders.packed import TokenBatches
 from llama_dyt.data.loaders.step import BatchShape, Step
 from llama_dyt.training.checkpoint import writer as checkpoint_module
+from llama_dyt.training.checkpoint.background import BackgroundWriter
+from llama_dyt.training.checkpoint.marker import damaged_files, read_marker
 from llama_dyt.training.checkpoint.model_files import save_model_files
 from llama_dyt.training.checkpoint.reader import Checkpoint
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
@@ -236,3 +238,38 @@ def save_into(layout: Layout, folder: str) -> str:
     except CheckpointError as error:
         return str(error)
     return ""
+
+
+def both_saves(layout: Layout, folder: str) -> list[tuple[str, str]]:
+    """A step's checkpoint written in both ways, twice.
+
+    Returns:
+        The markers of both, which hold the checksum of every file.
+    """
+    run = small_run.run_config(layout, layout.precisions[-1])
+    trainer = start(run, Path(folder) / "at_once")
+    at_once = trainer.checkpointing.writer
+    at_once._max_shard_bytes = 40_000
+    aside = BackgroundWriter(
+        Path(folder) / "aside",
+        trainer.boosted.state,
+        trainer.boosted.grid,
+        at_once._save_model_files,
+        max_shard_bytes=40_000,
+    )
+    found = []
+    with open_batches(trainer, None) as batches:
+        for _ in range(2):
+            follow(trainer, batches, Trace(), 1)
+            paths = []
+            for writer in (at_once, aside):
+                trainer.checkpointing.writer = writer
+                trainer.checkpointing.save(trainer)
+                trainer.checkpointing.before_end(trainer)
+                paths.append(writer.last_path)
+            if dist.get_rank() == 0:
+                found.append(tuple((path / "COMPLETE").read_text() for path in paths))
+                assert not damaged_files(paths[1], read_marker(paths[1]))
+    aside.close()
+    assert aside._process is None or aside._process.returncode == 0
+    return found

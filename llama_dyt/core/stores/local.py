@@ -75,6 +75,16 @@ class LocalStore:
                 say(f"removed {unfinished}, the unfinished checkpoint of a run that is gone")
                 shutil.rmtree(unfinished, ignore_errors=True)
 
+    def remove(self, folder: Path) -> None:
+        aside = folder.with_name(f".{folder.name}.removed{_UNFINISHED}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(folder, aside)
+        (aside / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(aside)
+
+    def sync_spools(self) -> None:
+        pass
+
     def spool(self, folder: Path, *names: str) -> Spool:
         return _InPlace(folder)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import torch.distributed as dist
 
@@ -20,7 +22,8 @@ from llama_dyt.training.trackers.trackers import Trackers
 
 
 class Checkpointing(Callback):
-    """Saves every --save_interval steps, and after the last one.
+    """Saves every --save_interval steps, and after the last one. Asynchronously, a checkpoint becomes whole during
+    later steps: all ranks learn of that, or of a failure, after the same one.
 
     Attributes:
         writer: of the run's checkpoints.
@@ -41,32 +44,55 @@ class Checkpointing(Callback):
         self.writer = writer
         self._trackers = trackers or Trackers()
         self._saved_step = 0
+        self._writing_step: int | None = None  # of a checkpoint that is not whole yet
+        self._blocked_seconds: float | None = None  # of saves that no record has told of
 
     def due(self, step: int) -> bool:
+        return self._is_time(step) or self._writing_step is not None
+
+    def _is_time(self, step: int) -> bool:
         return step % self.run.run.save_interval == 0
 
     def on_start(self, trainer: Training) -> None:
         self._saved_step = trainer.progress.step  # where a resumed run starts; a new one has nothing to save yet
+        self.writer.start()
 
     def after_step(self, trainer: Training, outcome: StepOutcome) -> None:
+        self._conclude(trainer, wait=False)
+        step = outcome.step
+        if not self._is_time(step):
+            return
         trainer.settle()
         if trainer.stopping:
+            return
+        if self._writing_step is not None and self.run.run.async_save_busy == "skip":
+            what = f"not saved: the checkpoint of step {self._writing_step} is still being written"
+            trainer.say(f"step {step}: {what} (--async_save_busy skip)")
+            self._trackers.log_event(step, "skipped", what)
             return
         self.save(trainer)
         trainer.learn_of_signals()  # a save takes long enough for one, and a step more would ask for another
         trainer.window.restart()
 
+    def record(self, trainer: Training, outcome: StepOutcome) -> Mapping[str, Any]:
+        blocked, self._blocked_seconds = self._blocked_seconds, None
+        return {} if blocked is None else {"save_blocked_seconds": blocked}
+
     def before_end(self, trainer: Training) -> None:
         if self._saved_step != trainer.progress.step:
             self.save(trainer)
+        self._conclude(trainer, wait=True)
 
     def save(self, trainer: Training) -> Location:
-        """Write a checkpoint of the present step, and tell of it; all ranks call it.
+        """Write a checkpoint of the present step, or begin to where that is asynchronous; all ranks call it.
+
+        One that is still being written is waited for.
 
         Raises:
             TrainingError: the step was no good, or a weight or moment is not finite; nothing is written then.
         """
         start = time.perf_counter()
+        self._conclude(trainer, wait=True)
         trainer.settle()
         trainer.health.require_finite_state(trainer.progress.step)
         boosted, step = trainer.boosted, trainer.progress.step
@@ -92,10 +118,22 @@ class Checkpointing(Callback):
         }
         optimizer = {"steps": boosted.state.optimizer_steps(), "scaler": boosted.scaler.state_dict()}
         path = self.writer.save(step, trainer_state, trainer.schedule.to_json(), optimizer)
-        self._saved_step = step
-        trainer.save_seconds = time.perf_counter() - start
-        trainer.say(f"saved {path} in {trainer.save_seconds:.1f} s")
-        self._trackers.log_event(step, "saved", f"checkpoint in {trainer.save_seconds:.1f} s")
+        self._saved_step = self._writing_step = step
+        blocked = time.perf_counter() - start
+        self._blocked_seconds = blocked + (self._blocked_seconds or 0.0)
+        self._last_blocked = blocked
+        self._conclude(trainer, wait=False)
+        return path
+
+    def _conclude(self, trainer: Training, wait: bool) -> None:
+        """Tell of a checkpoint that has become whole. Collective."""
+        step, path = self._writing_step, self.writer.conclude(wait) if self._writing_step is not None else None
+        if path is None:
+            return
+        self._writing_step = None
+        seconds = trainer.save_seconds = self.writer.seconds
+        waited = f", {self._last_blocked:.1f} s of it without training" if self.run.run.async_save else ""
+        trainer.say(f"saved {path} in {seconds:.1f} s{waited}")
+        self._trackers.log_event(step, "saved", f"checkpoint in {seconds:.1f} s{waited}")
         trainer.callbacks.on_save(trainer, path)
         self._trackers.saved(step)
-        return path

@@ -17,10 +17,11 @@ Not torch.distributed.checkpoint's HuggingFaceStorageWriter: that takes twice as
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,11 @@ from llama_dyt.launch.claim import Claim
 from llama_dyt.training.checkpoint.contents import MODEL, Contents
 from llama_dyt.training.checkpoint.marker import Written, described, marker_of, step_folder
 from llama_dyt.training.checkpoint.publishing import clear_leftovers
+from llama_dyt.training.checkpoint.retention import Keep
+from llama_dyt.training.checkpoint.shards import shard_name
 from llama_dyt.training.checkpoint.tensor_writer import save_tensors
+
+T = TypeVar("T")
 
 MAX_SHARD_BYTES = 2 * 1024**3
 
@@ -53,6 +58,7 @@ class CheckpointWriter:
         claim: Claim | None = None,
         nonce: str = "alone",
         say: Callable[[str], None] = lambda message: None,
+        keep: Keep | None = None,
     ) -> None:
         """
         Args:
@@ -61,6 +67,7 @@ class CheckpointWriter:
             claim: rank 0's on `save_dir`; without it nothing that other runs left is touched.
             nonce: tells this run's unfinished folders from others'; the same on all ranks.
             say: takes a line about what was replaced or removed; called on rank 0 alone.
+            keep: which checkpoints stay once one more is whole; None: all.
         """
         self.save_dir = save_dir
         self._state = state
@@ -71,18 +78,48 @@ class CheckpointWriter:
         self._claim = claim
         self._say = say
         self._nonce = nonce
+        self._keep = keep or Keep()
+        self._begun: Location | None = None
+        self._seconds = 0.0
         self.last_path: Location | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the last save took that is whole, from its beginning to its name."""
+        return self._seconds
+
+    def start(self) -> None:
+        """Get ready, before the first step. Collective."""
+
+    def conclude(self, wait: bool) -> Location | None:
+        """The checkpoint that `save` began, once it is whole; the same on all ranks. Collective.
+
+        Args:
+            wait: for it.
+
+        Returns:
+            None: nothing was begun, or it is still being written.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        begun, self._begun = self._begun, None
+        return begun
+
+    def close(self) -> None:
+        """Nothing is saved any more; what was begun is finished."""
 
     def save(
         self, step: int, trainer_state: dict[str, Any], schedule: dict[str, Any], optimizer_scalars: dict[str, Any]
     ) -> Location:
-        """Write the checkpoint of `step` and return its path.
+        """Write the checkpoint of `step` and return its path; it is whole once `conclude` says so.
 
         Raises:
             CheckpointError: any rank could not write (disk full, no permission); the unfinished folder is removed and
                 earlier checkpoints are untouched. Raised on all ranks.
         """
         final = step_folder(self.save_dir, step)
+        began = time.monotonic()
         staging = store_of(final).stage(final, self._nonce)
         written: dict[str, Written] = {}
         errors: list[str] = []
@@ -110,14 +147,16 @@ class CheckpointWriter:
             staging.hand_over()
 
         def finish() -> None:
-            for (folder, stem), index in self._indices(shards, written).items():
-                name = f"{folder}/{stem}.safetensors.index.json"
-                files.write_text(staging.folder(folder) / f"{stem}.safetensors.index.json", index)
+            sizes = {name: file.bytes for name, file in written.items()}
+            for name, index in self._indices(shards, sizes).items():
+                folder, _, plain = name.rpartition("/")
+                files.write_text(staging.folder(folder) / plain, index)
                 written[name] = Written(len(index.encode()), hashlib.sha256(index.encode()).hexdigest())
             staging.hand_over()
             if self._claim is not None:
                 self._claim.check()
             staging.publish(marker_of(written), self._say)
+            self._keep.remove_others(self.save_dir, step, self._say)
 
         is_main = dist.get_rank() == 0
         with ranks.undoing(staging.discard):
@@ -131,7 +170,8 @@ class CheckpointWriter:
             if is_main:
                 attempt(finish)
             self._raise_together(errors, final)
-        self.last_path = final
+        self.last_path = self._begun = final
+        self._seconds = time.monotonic() - began
         return final
 
     def _write_tensors(
@@ -167,7 +207,7 @@ class CheckpointWriter:
                 for moment in MOMENTS:
                     moments[f"{moment}.{name}"] = tensors[moment]
             if contents.in_one_file and self._grid.is_writer and self._grid.pp_group is not None:
-                weights, moments = _on_first_stage(weights, self._grid), _on_first_stage(moments, self._grid)
+                weights, moments = on_first_stage(weights, self._grid), on_first_stage(moments, self._grid)
             if weights:
                 attempt(partial(write, weights, contents.folder, contents.stem, number))
                 attempt(partial(write, moments, "optimizer", "optimizer", number))
@@ -187,8 +227,12 @@ class CheckpointWriter:
             size += num_bytes
         return shards
 
-    def _indices(self, shards: list[list[str]], written: Mapping[str, Written]) -> dict[tuple[str, str], str]:
-        """(folder, stem) → HuggingFace's index of its shards; none where one file holds all."""
+    def _indices(self, shards: list[list[str]], sizes: Mapping[str, int]) -> dict[str, str]:
+        """Name in the checkpoint → HuggingFace's index of the shards in its folder; none where one file holds all.
+
+        Args:
+            sizes: of the files of tensors, in bytes.
+        """
         if len(shards) < 2:
             return {}
         indices = {}
@@ -203,27 +247,27 @@ class CheckpointWriter:
                 for name in names
                 for prefix in prefixes
             }
-            total = sum(written[f"{folder}/{name}"].bytes for name in set(weight_map.values()))
-            indices[folder, stem] = files.to_json({"metadata": {"total_size": total}, "weight_map": weight_map})
+            total = sum(sizes[f"{folder}/{name}"] for name in set(weight_map.values()))
+            indices[f"{folder}/{stem}.safetensors.index.json"] = files.to_json(
+                {"metadata": {"total_size": total}, "weight_map": weight_map}
+            )
         return indices
 
     def _raise_together(self, errors: list[str], final: Location) -> None:
         """Make any rank's failure every rank's."""
+        ranks.raise_together(self.failed(final, errors[0]) if errors else None, f"writing {final}")
+
+    def failed(self, final: Location, reason: str) -> CheckpointError:
+        """That a checkpoint could not be written, and what there is in its stead."""
         last = (
             f"the last complete checkpoint is {self.last_path}" if self.last_path else "no checkpoint was written yet"
         )
-        error = CheckpointError(f"could not write checkpoint {final}: {errors[0]} ({last})") if errors else None
-        ranks.raise_together(error, f"writing {final}")
+        return CheckpointError(f"could not write checkpoint {final}: {reason} ({last})")
 
 
-def shard_name(kind: str, number: int, total: int) -> str:
-    """HuggingFace's name of shard `number` (from 0) of `total`."""
-    return f"{kind}.safetensors" if total == 1 else f"{kind}-{number + 1:05d}-of-{total:05d}.safetensors"
-
-
-def _on_first_stage(tensors: dict[str, torch.Tensor], grid: Grid) -> dict[str, torch.Tensor]:
+def on_first_stage(tensors: dict[T, torch.Tensor], grid: Grid) -> dict[T, torch.Tensor]:
     """Those of all pipeline stages together on the first of them, none on the others. Collective over the stages."""
-    parts: list[dict[str, torch.Tensor]] | None = [{}] * grid.pp_size if grid.pp_rank == 0 else None
+    parts: list[dict[T, torch.Tensor]] | None = [{}] * grid.pp_size if grid.pp_rank == 0 else None
     dist.gather_object(tensors, parts, dst=dist.get_global_rank(grid.pp_group, 0), group=grid.pp_group)
     return {name: tensor for part in parts or () for name, tensor in part.items()}
 

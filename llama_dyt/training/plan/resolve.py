@@ -28,6 +28,7 @@ from llama_dyt.data.sample_tokens import prepare_sample
 from llama_dyt.data.settings import DEFAULT_TOKENIZER
 from llama_dyt.data.tokenizing.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from llama_dyt.data.validation_sets import ValidationSet, choose_sets, open_training
+from llama_dyt.launch.claim import wait_for_writer
 from llama_dyt.models import (
     build_config,
     empty_model,
@@ -299,6 +300,7 @@ def _weights_folder(run: RunConfig) -> Path | None:
 def resolve_checkpoint(run: RunConfig) -> Checkpoint | None:
     """What to resume from; refuses to start a new run on top of another one's files."""
     save_dir = at(run.run.save_dir)
+    wait_for_writer(save_dir)
     if run.run.load is not None:
         path = find_checkpoint(run.run.load, save_dir)
         if path is None:

@@ -52,6 +52,10 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
     if run.booster.tp * run.booster.pp > 1:
         _print_parts(plan, num_parameters, parts, estimates)
     print(f"# memory a rank   {_in_words(max(estimates, key=lambda estimate: estimate.device_total))}")
+    if run.run.async_save:
+        distinct = max(part.num_distinct(run.booster.tp) for part in parts)
+        copied = 12 * (distinct if plan.adapter is None else count(plan.adapter, plan.model_config).trained)
+        print(f"# async save      {figure(copied / _GIB)} GiB more host memory on the rank that writes for a stage")
     for line in plan.files:
         print(f"# data            {line}")
     for warning in plan.warnings:

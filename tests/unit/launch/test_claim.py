@@ -248,3 +248,39 @@ def test_claims_of_different_names_share_a_folder(tmp_path):
     take(tmp_path, "prepare_data", name="claim_00000_of_00002")
     take(tmp_path, "prepare_data", name="claim_00001_of_00002")
     assert records(tmp_path) == [".claim_00000_of_00002.1", ".claim_00001_of_00002.1"]
+
+
+def hold_with_writer(folder: Path, writer: int, told) -> None:
+    take(folder, "pretrain").name_writer(writer)
+    told.set()
+    signal.pause()
+
+
+@pytest.mark.parametrize("waits_before", [True, False])
+def test_a_folder_is_free_once_the_writer_of_a_killed_run_has_ended(tmp_path, waits_before):
+    told, writer = FORKS.Event(), FORKS.Process(target=signal.pause, daemon=True)
+    writer.start()
+    holder = FORKS.Process(target=hold_with_writer, args=(tmp_path, writer.pid, told), daemon=True)
+    holder.start()
+    assert told.wait(60)
+    with pytest.raises(ConfigurationError, match="is being written by pretrain"):
+        take(tmp_path, "pretrain")
+    holder.kill()
+    holder.join()
+    said, ended = [], threading.Event()
+
+    def end_writer() -> None:
+        time.sleep(2.0)  # longer than a record of an unknown process is waited for
+        ended.set()
+        writer.kill()
+        writer.join()
+
+    threading.Thread(target=end_writer).start()
+    if waits_before:
+        claims.wait_for_writer(tmp_path)
+        assert ended.is_set()
+    claim = take(tmp_path, "pretrain", say=said.append)
+    assert ended.is_set()
+    claim.check()
+    if not waits_before:
+        assert f"its process {writer.pid} is still writing a checkpoint there" in said[0]

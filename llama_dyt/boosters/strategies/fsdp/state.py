@@ -101,7 +101,7 @@ class FsdpState:
             yield name, "param", parameter.to_local().detach()
             yield from moments_of(name, self._optimizer.optim.state.get(parameter, {}))
 
-    def gather(self, names: list[str]) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
+    def gather(self, names: list[str], lend: bool = False) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
         for name in names:
             parameter = self._parameters[name]
             own = parameter.to_local().detach()

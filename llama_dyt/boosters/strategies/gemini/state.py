@@ -179,7 +179,7 @@ class GeminiState:
             yield name, "param", part_of_payload(self._manager.get_chunk(master), master)
             yield from moments_of(name, self._optimizer.optim.state.get(self._stand_in(name), {}))
 
-    def gather(self, names: list[str]) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
+    def gather(self, names: list[str], lend: bool = False) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
         return self._gather({name: self._masters[name] for name in names}, self._state_parts)
 
     def _state_parts(self, name: str) -> dict[str, torch.Tensor]:
