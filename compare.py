@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_dyt.core.errors import EXIT_STATUS, DataError, LlamaDytError
+from llama_dyt.core.secrets import keep_out_of_output
 from llama_dyt.core.store import at, store_of
 from llama_dyt.training.report.page import page
 from llama_dyt.training.report.reading import REPORT_FILE, distinct_names, read_run
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_out_of_output()
     try:
         main()
     except LlamaDytError as error:

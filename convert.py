@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from llama_dyt.convert.settings import parse_conversion
 from llama_dyt.core.errors import EXIT_STATUS, LlamaDytError
+from llama_dyt.core.secrets import keep_out_of_output
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_out_of_output()
     try:
         main()
     except LlamaDytError as error:

@@ -19,6 +19,7 @@ from typing import Any
 from llama_dyt.core import extensions, files
 from llama_dyt.core.errors import ConfigurationError, DataError, LlamaDytError
 from llama_dyt.core.problem import Problem
+from llama_dyt.core.secrets import keep_out_of_output
 from llama_dyt.data.formats.sources import ReadOptions
 from llama_dyt.data.opening import check_data, open_data
 from llama_dyt.data.validation_sets import set_name
@@ -180,6 +181,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_out_of_output()
     try:
         main()
     except LlamaDytError as error:

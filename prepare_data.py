@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from llama_dyt.core.errors import EXIT_STATUS, LlamaDytError
+from llama_dyt.core.secrets import keep_out_of_output
 from llama_dyt.data.preparing.settings import PrepareSettings, parse_preparation
 
 
@@ -47,6 +48,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_out_of_output()
     try:
         main()
     except LlamaDytError as error:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_dyt.core import files
 from llama_dyt.core.errors import CheckpointError
 
 METADATA = ".metadata"
@@ -99,7 +100,10 @@ class CheckpointFolder:
             info = storage.get((name, offsets)) or storage.get((name, ()))
             if info is None:
                 raise CheckpointError(f"{self._folder / METADATA} does not say where {name} is; copy it again")
-            path = self._folder / info.relative_path
+            try:
+                path = files.inside(self._folder, info.relative_path)
+            except ValueError as error:
+                raise CheckpointError(f"{self._folder / METADATA}: {error}; get it from who made it") from error
             if not path.is_file():
                 raise CheckpointError(f"{path} is missing, which holds {name}; copy it again")
             if path.stat().st_size < info.offset + info.length:

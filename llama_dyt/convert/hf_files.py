@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llama_dyt.convert.pickles import tensors_in
 from llama_dyt.convert.weights import Stored, Weights
+from llama_dyt.core import files
 from llama_dyt.core.errors import CheckpointError
 from llama_dyt.models.joined_tensors import ModelFiles
 from llama_dyt.models.model_spec import FilePart
@@ -41,15 +42,15 @@ def open_weights(folder: Path, config: Any) -> Iterator[Weights]:
     if older and not newer:
         yield _older(folder, config)
         return
-    with ModelFiles(folder, family_of(config)) as files:
+    with ModelFiles(folder, family_of(config)) as held:
         stored = {}
-        for name, (shape, file) in files.shapes().items():
+        for name, (shape, file) in held.shapes().items():
             try:
-                stored[name] = Stored(shape, files[name].dtype, f"{file}: {name}")
+                stored[name] = Stored(shape, held[name].dtype, f"{file}: {name}")
             except CheckpointError as error:
                 raise CheckpointError(f"{file}: {name} is {error}") from error
         # A copy: what the file gives is its mapped bytes, which nobody may write to.
-        yield Weights(config, stored, lambda name: files[name].whole().clone())
+        yield Weights(config, stored, lambda name: held[name].whole().clone())
 
 
 def as_on_the_hub(weights: Weights) -> Weights:
@@ -82,15 +83,16 @@ def as_on_the_hub(weights: Weights) -> Weights:
 
 def _older(folder: Path, config: Any) -> Weights:
     index = folder / f"{_OLDER}.index.json"
-    names = [_OLDER]
+    files_of_it = [folder / _OLDER]
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            files_of_it = [files.inside(folder, name) for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not an index of tensors ({error}); copy it again") from error
     found: dict[str, tuple[Tensor, Path]] = {}
-    for name in names:
-        found.update((key, (tensor, folder / name)) for key, tensor in tensors_in(folder / name).items())
+    for file in files_of_it:
+        found.update((key, (tensor, file)) for key, tensor in tensors_in(file).items())
     stored = {
         name: Stored(tuple(tensor.shape), tensor.dtype, f"{file}: {name}") for name, (tensor, file) in found.items()
     }

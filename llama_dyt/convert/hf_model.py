@@ -137,7 +137,9 @@ def logits_of_folder(folder: Path, input_ids: Tensor, dtype: torch.dtype) -> Ten
         register_auto_classes(family)
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{folder}: transformers cannot load it: {reason}") from error

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 
@@ -85,6 +85,18 @@ def write_json(path: Path, value: Any) -> None:
 def to_json(value: Any) -> str:
     """A value as the text of a JSON file."""
     return json.dumps(value, indent=1) + "\n"
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file that an index, a table or a list which came with a folder names, in that folder.
+
+    Raises:
+        ValueError: it names one outside of it, by `..` or from the root.
+    """
+    parts = PurePosixPath(str(name).replace("\\", "/"))
+    if not str(name) or "\0" in str(name) or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        raise ValueError(f"it names {str(name)!r}, which is outside of its folder")
+    return folder / name
 
 
 def cache_folder() -> Path:

@@ -96,6 +96,12 @@ class _Redacting:
         return getattr(self._stream, name)
 
 
-def keep_out_of_output() -> None:
-    """Have what this process prints, its errors and tracebacks too, be without secrets from now on."""
-    sys.stdout, sys.stderr = _Redacting(sys.stdout), _Redacting(sys.stderr)
+def keep_out_of_output(*, of_stdout: bool = True) -> None:
+    """Have what this process prints, its errors and tracebacks too, be without secrets from now on.
+
+    Args:
+        of_stdout: off where that is what was asked for, such as a model's text, and not words about it.
+    """
+    sys.stderr = _Redacting(sys.stderr)
+    if of_stdout:
+        sys.stdout = _Redacting(sys.stdout)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from llama_dyt.core import files
 from llama_dyt.core.errors import CheckpointError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -115,14 +116,14 @@ def _files(folder: Path, kind: str) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            found = [files.inside(folder, name) for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not an index of safetensors ({error}); copy it again") from error
-        files = [folder / name for name in names]
     else:
-        files = [folder / f"{kind}.safetensors"]
-    for file in files:
+        found = [folder / f"{kind}.safetensors"]
+    for file in found:
         if not file.is_file():
             older = any(folder.glob("pytorch_model*.bin"))
             remedy = "it holds pytorch_model.bin only: convert.py makes safetensors of it" if older else "copy it again"
             raise CheckpointError(f"{folder}: {file.name} is missing; {remedy}")
-    return files
+    return found

@@ -106,7 +106,7 @@ def _load_files(folder: Path):
     own = SentencePieceModel(folder / _SENTENCEPIECE_FILE) if _has(folder, _SENTENCEPIECE_FILE) else None
     if not _has(folder, _BACKEND_FILE):
         if own is None:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return _assemble(own.convert(), folder, _read_config(folder), own.special_tokens)
     backend = Tokenizer.from_file(str(folder / _BACKEND_FILE))
     if own is None:
@@ -147,7 +147,7 @@ def _names_of_class(folder: Path, backend: Any) -> dict[str, str]:
     from transformers import AutoTokenizer
 
     try:
-        named = AutoTokenizer.from_pretrained(folder, local_files_only=True).special_tokens_map
+        named = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).special_tokens_map
     except Exception:  # a class that transformers does not know, or one that does not fit the file
         return {}
     return {name: str(token) for name, token in named.items() if backend.token_to_id(str(token)) is not None}
@@ -202,7 +202,11 @@ def _load_from_hub(name: str, flag: str):
 
     def load(folder: str):
         # A few have a vocabulary in files of other names alone, which their classes know.
-        return _load_files(Path(folder)) if _has(Path(folder), *_FILES) else AutoTokenizer.from_pretrained(folder)
+        return (
+            _load_files(Path(folder))
+            if _has(Path(folder), *_FILES)
+            else AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        )
 
     try:  # one that was fetched before needs no network
         folder = snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True)

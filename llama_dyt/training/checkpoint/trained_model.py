@@ -60,7 +60,7 @@ def load_trained(path: str, device: str, flag: str = "--model_path", adapter: st
         raise DataError(f"{flag} {path}: {error}") from error
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{flag} {path}: no model could be loaded: {reason}") from error

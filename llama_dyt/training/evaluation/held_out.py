@@ -76,7 +76,7 @@ def score_held_out(model_folder: Path, train: str, held_out: str, max_length: in
         max_length: sequence length the model was trained at.
     """
     tokenizer = load_tokenizer(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(model_folder, trust_remote_code=False).eval()
     text = _Documents(open_data(held_out), max_bytes=HELD_OUT_BYTES)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     documents = [frame_document(ids, bos, eos) for ids in encode_batch(tokenizer, text.texts)]

@@ -10,6 +10,7 @@ from typing import NoReturn
 from llama_dyt.config.options import Kind
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core.errors import EXIT_STATUS, ConfigurationError
+from llama_dyt.core.secrets import redact
 from llama_dyt.core.store import at, why_not_at
 from llama_dyt.training.plan.check import Checked, check
 from llama_dyt.training.plan.parse import parse
@@ -44,7 +45,7 @@ def answer(kind: Kind, argv: Sequence[str] | None = None) -> Checked | None:
 
 
 def _end(error: ConfigurationError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    print(redact(f"error: {error}"), file=sys.stderr)
     sys.exit(EXIT_STATUS)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from llama_dyt.core import console
 from llama_dyt.core.errors import in_one_line, raised_at
+from llama_dyt.core.secrets import redact
 from llama_dyt.training.trackers.background import InBackground
 from llama_dyt.training.trackers.tracker import TRACKERS, Record, Sample, Tracked, Tracker
 
@@ -75,6 +76,7 @@ class Trackers:
 
     def log_event(self, step: int, kind: str, text: str) -> None:
         """Tell of what happened that is no step: a word ("resumed", "saved", "skipped", "spike") and a line."""
+        text = redact(text)
         for tracker in self._trackers:
             self._attempt(tracker, "log_event", partial(tracker.log_event, step, kind, text))
 

@@ -1,10 +1,13 @@
 """What counts as a secret, and that nothing of it is left."""
 
 import io
+import os
+import stat
 import sys
 
 import pytest
 
+from llama_dyt.core import files
 from llama_dyt.core.secrets import is_secret_name, keep_out_of_output, redact, redacted
 
 SECRET = "s3cr3t-0f-the-night"
@@ -74,3 +77,16 @@ def test_what_is_printed(monkeypatch):
     print("token", SECRET, "end")
     sys.stderr.writelines([f"{SECRET}\n", "x\n"])
     assert out.getvalue() == "token *** end\n" and err.getvalue() == "***\nx\n" and not sys.stderr.isatty()
+
+
+def test_files_have_the_permissions_that_their_owner_wants(tmp_path):
+    before = os.umask(0o077)
+    try:
+        files.write_text(tmp_path / "a.txt", "x")
+        with files.made_whole(tmp_path / "folder") as aside:
+            aside.mkdir()
+            (aside / "b").write_text("x")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes == {"a.txt": 0o600, "folder": 0o700, "b": 0o600}
