@@ -17,6 +17,7 @@ from llama_dyt.convert.fold import fold
 from llama_dyt.convert.settings import ConvertSettings
 from llama_dyt.convert.source import Opened, source_of
 from llama_dyt.convert.target import TARGETS, Job, Target
+from llama_dyt.convert.upcycle import upcycle
 from llama_dyt.convert.verify import compare
 from llama_dyt.convert.weights import DTYPES, Weights, check
 from llama_dyt.core import files
@@ -104,6 +105,10 @@ def _changed(weights: Weights, settings: ConvertSettings, opened: Opened) -> tup
         calibrated = calibrate(weights, settings.norm, _calibration_text(settings, tokenizer, weights.config))
         weights = calibrated.weights
         changes.append(str(calibrated))
+    if settings.upcycle is not None:
+        upcycled = upcycle(weights, settings.upcycle)
+        weights = upcycled.weights
+        changes.append(str(upcycled))
     if settings.fold_dyt:
         folded = fold(weights)
         weights = folded.weights

@@ -84,6 +84,14 @@ class ConvertSettings:
         "plain tanh(alpha * x) is left.",
         entries=_HERE,
     )
+    upcycle: int | None = option(
+        None,
+        "Copy each MLP of a dense LLaMA or Mistral into so many experts: the start of a Mixtral whose first loss is "
+        "the dense model's.",
+        entries=_HERE,
+        at_least=2,
+        metavar="EXPERTS",
+    )
     norm: str | None = option(
         None,
         "Put this norm into the model, fitted to what its own gave on the text of --calibrate. An experiment: the "

@@ -30,6 +30,7 @@ from llama_dyt.training.callbacks.callback import Callback, Callbacks, asked_for
 from llama_dyt.training.callbacks.checkpointing import Checkpointing
 from llama_dyt.training.callbacks.logging import Logging
 from llama_dyt.training.callbacks.reporting import Reporting
+from llama_dyt.training.callbacks.routing import Routing
 from llama_dyt.training.callbacks.samples import AskedPrompts, Samples
 from llama_dyt.training.callbacks.saturation import Saturation
 from llama_dyt.training.callbacks.status import Status
@@ -291,6 +292,7 @@ class Session:
             [
                 Reporting(run, trackers),
                 Saturation(run),
+                Routing(run),
                 *asked_for(run, first=dist.get_rank() == 0),
                 Logging(run, trackers, self.speedometer),
                 *([Validation(run, validation, trackers)] if validation else []),

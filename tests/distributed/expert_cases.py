@@ -207,6 +207,12 @@ def handed_on(layouts: list[Layout]) -> list[Leg]:
     return legs
 
 
+def handed_on_unevenly(layouts: list[Layout]) -> list[Leg]:
+    """The same of a model with six experts, which four ranks cannot have evenly."""
+    with mock.patch.dict(small_run.OF_FAMILIES[FAMILY], num_local_experts=6):
+        return handed_on(layouts)
+
+
 def _whole(boosted: Boosted) -> dict[str, dict[str, torch.Tensor]]:
     """All tensors, on every rank."""
     own = {name: held for name, held in boosted.state.gather(list(boosted.state.sizes())) if held is not None}

@@ -121,3 +121,12 @@ def test_states_go_from_any_spread_to_any_other(pool):
         assert legs[0].shapes["model.layers.0.mlp.experts.gate_up_proj"] == (4, 192, 48)
         losses = [leg.loss for leg in legs]
         assert losses[-1] < losses[0] - 0.1, "training went on"
+
+
+def test_experts_that_cannot_be_dealt_out_evenly_are_cut_otherwise(pool):
+    """fsdp has every rank hold as much as the others; losses and states are those of whole experts."""
+    layouts = [Layout("fsdp", 4), spread("fsdp", 4, ep=2), Layout("fsdp", 4)]
+    legs = pool(4).run(expert_cases.handed_on_unevenly, layouts=layouts)[0]
+    wanted = pool(4).run(expert_cases.handed_on_unevenly, layouts=[Layout("ddp", 4)] * 3)[0]
+    assert all(leg.same and leg.shapes == wanted[0].shapes for leg in legs)
+    np.testing.assert_allclose([leg.loss for leg in legs], [leg.loss for leg in wanted], rtol=0, atol=1e-4)

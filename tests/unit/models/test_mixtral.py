@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_cases import TINY, tokens
+from model_cases import TINY, tiny_model, tokens
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import MixtralConfig, MixtralForCausalLM
@@ -186,3 +186,18 @@ def test_convert_writes_the_hubs_files_and_reads_them_again(tmp_path):
     assert set(load_file(tmp_path / "ours" / "model.safetensors")) == {name for name, _ in model.named_parameters()}
     wanted, written = (load_file(tmp_path / name / "model.safetensors") for name in ("hub", "again"))
     assert set(wanted) == set(written) and all(torch.equal(wanted[name], written[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("norm", ["dyt", "rmsnorm"])
+def test_an_upcycled_model_says_what_the_dense_one_does(tmp_path, norm):
+    dense, ids = tiny_model(norm), tokens()
+    dense.save_pretrained(tmp_path / "dense")
+    flags = ["-i", f"{tmp_path / 'dense'}", "-o", f"{tmp_path / 'experts'}", "--upcycle", "4", "--verify"]
+    convert(parse_conversion(flags), print)
+    experts = load_pretrained(tmp_path / "experts")
+    assert experts.config.num_local_experts == 4 and experts.config.norm_type == norm
+    torch.testing.assert_close(experts(ids).logits, dense(ids).logits, **CLOSE)
+    torch.testing.assert_close(experts(ids, labels=ids).loss, dense.train()(ids, labels=ids).loss, **CLOSE)
+    with pytest.raises(ConfigurationError, match="--upcycle 2: the model has experts already"):
+        convert(parse_conversion(["-i", flags[3], "-o", f"{tmp_path / 'twice'}", "--upcycle", "2"]), print)
+    assert not (tmp_path / "twice").exists()

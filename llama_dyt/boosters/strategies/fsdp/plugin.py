@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import llama_dyt.boosters.engine  # noqa: F401
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from colossalai.interface import ModelWrapper, OptimizerWrapper
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import Shard
 from torch.optim import Optimizer
 
 from llama_dyt.boosters.clipping import Update, squared_norm
@@ -100,11 +101,13 @@ class FsdpPlugin(Plugin):
         for parameter in model.parameters():
             if not parameter.requires_grad:  # nothing is added to it, so it needs no more digits than are worked with
                 parameter.data = parameter.data.to(WORKING_DTYPES[self.precision])
+        options["shard_placement_fn"] = _placement(self.mesh.size(-1))
         spread = {id(parameter) for _, parameter, _ in spread_parameters(model)}
         for layer in self.layers:
             for module in layer.modules():
                 if spread & {id(parameter) for parameter in module.parameters(recurse=False)}:
-                    fully_shard(module, **{**options, "mesh": self._mesh_of_copies()})
+                    mesh = self._mesh_of_copies()
+                    fully_shard(module, **{**options, "mesh": mesh, "shard_placement_fn": _placement(mesh.size())})
             fully_shard(layer, **options)
         fully_shard(model, **options)
         if self.device.type == "cpu":
@@ -220,6 +223,17 @@ class _ShardScaler(FP16MixedPrecisionMixin):
     def check_local_overflow(self) -> bool:
         finite = torch.stack([torch.isfinite(gradient).all() for gradient in self._optimizer.local_gradients()])
         return not finite.all()  # one wait for the device, not one a parameter
+
+
+def _placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
+    """Where a parameter is cut: along its first dimension, but experts, of which there are few, where they cannot be
+    dealt out evenly, along their second; else some ranks would hold much more than others."""
+
+    def placement(parameter: nn.Parameter) -> Shard | None:
+        few = parameter.dim() == 3 and parameter.shape[0] % ranks
+        return Shard(1) if few and parameter.shape[1] % ranks == 0 else None
+
+    return placement
 
 
 def _mesh(device_type: str, world_size: int, shard_size: int) -> DeviceMesh:

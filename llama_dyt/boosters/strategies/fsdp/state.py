@@ -30,7 +30,7 @@ class FsdpState:
     """`TrainingState` of the fsdp plugins.
 
     Rank r of n in a copy's group holds rows r·c to (r+1)·c of a parameter of d rows, c = ⌈d/n⌉: the last ranks have
-    fewer rows, or none.
+    fewer rows, or none. Experts may be cut along their second dimension instead, evenly.
     """
 
     def __init__(
@@ -74,10 +74,15 @@ class FsdpState:
     def _rows_a_rank(self, parameter: DTensor) -> int:
         return -(-parameter.shape[0] // dist.get_world_size(self._group_of(parameter)))
 
-    def _own_rows(self, parameter: DTensor) -> slice:
-        """Of the whole one."""
-        rows, experts = self._rows_a_rank(parameter), self._experts.get(id(parameter))
+    def _own_part(self, parameter: DTensor) -> slice | tuple[slice, slice]:
+        """Where in the whole one this rank's shard is."""
+        experts = self._experts.get(id(parameter))
         first = 0 if experts is None else experts.rank * parameter.shape[0]
+        if _dimension(parameter) == 1:
+            width = parameter.to_local().shape[1]
+            start = dist.get_rank(self._group_of(parameter)) * width
+            return slice(first, first + parameter.shape[0]), slice(start, start + width)
+        rows = self._rows_a_rank(parameter)
         start = min(dist.get_rank(self._group_of(parameter)) * rows, parameter.shape[0])
         return slice(first + start, first + min(start + rows, parameter.shape[0]))
 
@@ -87,10 +92,11 @@ class FsdpState:
         experts = self._experts.get(id(parameter))
         if experts is None and dist.get_global_rank(self._group, 0) > 0:
             return None
-        missing = self._rows_a_rank(parameter) - own.shape[0]
+        along = _dimension(parameter)
+        missing = 0 if along else self._rows_a_rank(parameter) - own.shape[0]
         padded = nn.functional.pad(own, (0, 0) * (own.dim() - 1) + (0, missing)) if missing else own
         parts = gather_to_first(padded.to(self._mesh.device_type), self._group_of(parameter))
-        whole = None if parts is None else parts.flatten(0, 1)[: parameter.shape[0]]
+        whole = None if parts is None else torch.cat(parts.unbind(), along)[: parameter.shape[0]]
         if experts is not None and whole is not None:  # the first copies of all experts
             every = gather_to_first(whole, experts.group)
             whole = None if every is None else every.flatten(0, 1)
@@ -118,7 +124,7 @@ class FsdpState:
             own = parameter.to_local()
             for key, whole in read(name).items():
                 # A rank without rows reads nothing: not every file can give an empty slice.
-                rows = whole[self._own_rows(parameter)] if own.numel() else own
+                rows = whole[self._own_part(parameter)] if own.numel() else own
                 if key == "param":
                     own.copy_(rows)
                 else:
@@ -135,3 +141,8 @@ class FsdpState:
 
     def set_optimizer_steps(self, steps: int) -> None:
         set_adam_steps(self._optimizer.optim, steps)
+
+
+def _dimension(parameter: DTensor) -> int:
+    """Along which a parameter is cut."""
+    return next(placement.dim for placement in parameter.placements if placement.is_shard())

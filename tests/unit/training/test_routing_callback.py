@@ -1,0 +1,39 @@
+"""What a record says of routers."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from llama_dyt.config.run import RunConfig
+from llama_dyt.models import build_config, build_model
+from llama_dyt.training.callbacks.routing import LOADS_INTERVAL, Routing
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+def test_a_record_has_how_evenly_routers_choose_and_every_tenth_each_expert():
+    config = build_config("mixtral_8x2m", "dyt", **SIZES, intermediate_size=32, vocab_size=61)
+    model = build_model(config, seed=0)
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate.weight.zero_()  # prefers nothing
+    trainer = SimpleNamespace(boosted=SimpleNamespace(routing=model.model.routing_board))
+    callback, ids = Routing(RunConfig.build("pretrain", config="15m")), torch.arange(60).view(2, 30)
+    assert callback.record(trainer, None) == {}, "no step yet"
+    for number in range(LOADS_INTERVAL + 1):
+        model(ids, labels=ids)
+        record = callback.record(trainer, None)
+        assert ("expert_load" in record) == (number % LOADS_INTERVAL == 0)
+    loads = record["expert_load"]
+    assert len(loads) == 16 and sum(loads.values()) == pytest.approx(16)
+    assert record["expert_load_most"] == max(loads.values()) and record["expert_load_least"] == min(loads.values())
+    assert 0.9 * math.log(8) < record["router_entropy"] < math.log(8)
+    assert 1.9 < record["router_balance_loss"] < 2.5 and record["router_z"] > math.log(8) ** 2 - 0.5
+
+
+def test_a_run_without_experts_has_nothing_to_say():
+    trainer = SimpleNamespace(boosted=SimpleNamespace(routing=None))
+    assert Routing(RunConfig.build("pretrain", config="15m")).record(trainer, None) == {}
