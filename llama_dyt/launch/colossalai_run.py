@@ -2,7 +2,7 @@
 
 The engine takes every line of a host file for a name, comments too; it starts whatever `torchrun` is on PATH, and there
 is none outside an activated environment; and its processes for the hosts, each with an ssh connection, live on when the
-command is killed. scripts/setup.sh puts this in place of its command.
+command is killed, and wait for ever for a machine that is lost. scripts/setup.sh puts this in place of its command.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import shutil
 import sys
 from typing import Any
 
+from llama_dyt.core.connections import give_up_after
 from llama_dyt.core.errors import EXIT_STATUS, ConfigurationError, LlamaDytError
 from llama_dyt.core.processes import end_with_parent
 from llama_dyt.launch.hosts import read_hosts
+
+_SILENT_SECONDS = 60
+"""After which a machine that nothing comes from, not even the answers of its kernel, counts as failed."""
 
 
 def main() -> None:
@@ -40,9 +44,23 @@ def _have_hosts_end_with_the_command() -> None:
 
     def run_while_the_command_does(*arguments: Any) -> None:
         end_with_parent(command)
+        engine.fabric.Connection = _noticing_silence(engine.fabric.Connection)
         run_on_host(*arguments)
 
     engine.run_on_host = run_while_the_command_does
+
+
+def _noticing_silence(connection: type) -> type:
+    """Upstream's `fabric.Connection` waits without end for a machine that is lost with its network; this one fails."""
+
+    class Connection(connection):
+        def open(self) -> Any:
+            opened = super().open()
+            self.transport.set_keepalive(max(_SILENT_SECONDS // 4, 1))
+            give_up_after(self.transport.sock.fileno(), _SILENT_SECONDS)
+            return opened
+
+    return Connection
 
 
 def _prepared(args: Any) -> Any:

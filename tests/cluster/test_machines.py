@@ -115,3 +115,19 @@ def test_all_end_within_the_timeout_and_name_the_machine_that_is_lost(fault, cor
 
 def losses_so_far(folder: Path) -> list[float]:
     return losses(folder) if (folder / "run/metrics.jsonl").exists() else []
+
+
+@pytest.mark.matrix
+def test_colossalai_run_ends_when_a_machine_is_lost(corpus, tmp_path, monkeypatch):
+    """Its connection to that machine is silent, and it waits for the machine's word."""
+    monkeypatch.setattr(entries, "LIMIT_SECONDS", 200)
+    with machines(2, tmp_path, ssh=True) as nodes:
+        (tmp_path / "hosts.txt").write_text("node1 slots=1\nnode2\n")
+        command = ("-m", "llama_dyt.launch.colossalai_run", "run", "--hostfile", "hosts.txt", ROOT / "pretrain.py")
+        flags = flags_of(corpus, max_steps=1_000_000, timeout=TIMEOUT)
+        process = nodes[0].start("python", *command, *flags, env=environment())
+        wait_until(lambda: bool(losses_so_far(tmp_path)), process)
+        nodes[1].cut()
+        ended = finish([process])
+    assert f"rank 1 (node2) gave no sign of life for {TIMEOUT} s (--timeout)" in ended.stdout + ended.stderr
+    assert "node2: failure" in ended.stdout, ended.stdout

@@ -91,6 +91,29 @@ def test_paper_recipes_take_the_papers_tokens_a_step_in_bf16(path):
     assert run.booster.mixed_precision == "bf16"
 
 
+BATCH_LINES = [
+    (page, line)
+    for page in PAGES
+    for line in re.findall(r"`([^`\n]*sbatch [^`\n]*\.sbatch[^`\n]*)`", page.read_text(encoding="utf-8"))
+]
+
+
+def test_there_are_documented_batch_jobs():
+    assert len(BATCH_LINES) >= 6
+
+
+@pytest.mark.parametrize(("page", "line"), BATCH_LINES, ids=lambda part: str(part)[-80:])
+def test_every_documented_batch_job_starts_a_run(page, line):
+    words = shlex.split(line)
+    place = next(number for number, word in enumerate(words) if word.endswith(".sbatch"))
+    variables = dict(word.split("=", 1) for word in words[: words.index("sbatch")])
+    script = (REPOSITORY / words[place]).read_text(encoding="utf-8")
+    usual = re.search(r"CONFIG_FILE:-([^}]*)", script)[1]
+    recipe = REPOSITORY / variables.get("CONFIG_FILE", usual)
+    kind = re.search(r"(pretrain|finetune)\.py", script)[1]
+    assert problems_of(kind, ["--config_file", str(recipe), *words[place + 1 :]]) == []
+
+
 @pytest.fixture
 def nothing_stays_imported(monkeypatch):
     """What a command line imports is gone again, as with the process that it would start."""
