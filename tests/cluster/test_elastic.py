@@ -57,3 +57,31 @@ def test_torchrun_goes_on_with_the_machines_that_are_left(corpus, tmp_path, monk
     assert Command("pretrain", undisturbed, tmp_path / "reference").run().status == 0
     assert course(tmp_path / "run") == course(tmp_path / "reference/run")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "reference/run"), rel=1e-4)
+
+
+@pytest.mark.matrix
+def test_torchrun_goes_on_with_a_machine_that_joins(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(entries, "LIMIT_SECONDS", 200)
+    course_of = {"save_dir": "run", "max_steps": 300, "batch_size": 1, "global_batch_size": 2, "load": "auto"}
+    rendezvous = (
+        "--rdzv_id=1",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=node1:29400",
+        "--rdzv_conf=last_call_timeout=1",
+    )
+    words = ("-m", "torch.distributed.run", "--nnodes=1:2", "--max-restarts=3", "--nproc_per_node=1", *rendezvous)
+    command = ("python", *words, ROOT / "pretrain.py", *corpus.pretrain_flags(**course_of))
+    with machines(2, tmp_path) as nodes:
+        # Without this torchrun's agents look for each other's ranks in the store of the round before.
+        env = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+        first = nodes[0].start(*command, env=env)
+        metrics = tmp_path / "run/metrics.jsonl"
+        wait_until(lambda: metrics.exists() and len(read_metrics(metrics)) > 2, first)
+        ended = finish([first, nodes[1].start(*command, env=env)])
+    assert ended.status == 0, ended.stderr
+    assert "on 2 cpu processes" in ended.stderr, ended.stderr  # the machine that joined took part
+    (tmp_path / "reference").mkdir()
+    undisturbed = corpus.pretrain_flags(**{**course_of, "load": None})
+    assert Command("pretrain", undisturbed, tmp_path / "reference").run().status == 0
+    assert course(tmp_path / "run") == course(tmp_path / "reference/run")
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "reference/run"), rel=1e-3)
