@@ -51,6 +51,11 @@ class BackgroundWriter(CheckpointWriter):
     _handing_over: threading.Thread | None = None
     _failure: Exception | None = None
 
+    @property
+    def process_id(self) -> int | None:
+        """Of this rank's writing process; None where it has none."""
+        return None if self._process is None else self._process.pid
+
     def start(self) -> None:
         """Have memory and writing processes: before the first step, since both take time. Collective.
 
