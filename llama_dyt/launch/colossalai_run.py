@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import shutil
 import sys
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from llama_dyt.core.connections import give_up_after
 from llama_dyt.core.errors import EXIT_STATUS, ConfigurationError, LlamaDytError
 from llama_dyt.core.processes import end_with_parent
+from llama_dyt.launch import shell_line
 from llama_dyt.launch.hosts import read_hosts
 
 _SILENT_SECONDS = 60
@@ -42,10 +44,13 @@ def _have_hosts_end_with_the_command() -> None:
     engine = importlib.import_module("colossalai.cli.launcher.multinode_runner")
     run_on_host, command = engine.run_on_host, os.getpid()
 
-    def run_while_the_command_does(*arguments: Any) -> None:
+    def run_while_the_command_does(host: Any, workdir: str, receives: Any, sends: Any, env: dict[str, str]) -> None:
         end_with_parent(command)
-        engine.fabric.Connection = _noticing_silence(engine.fabric.Connection)
-        run_on_host(*arguments)
+        if host.is_local_host:  # which has this environment as it is
+            env = {name: value for name, value in env.items() if name == shell_line.ALWAYS}
+        connection = _noticing_silence(engine.fabric.Connection)
+        engine.fabric.Connection = shell_line.handing_over(connection, shell_line.secrets_of(env))
+        run_on_host(host, shell_line.escaped(workdir), receives, sends, shell_line.pasted(env))
 
     engine.run_on_host = run_while_the_command_does
 
@@ -84,6 +89,8 @@ def _prepared(args: Any) -> Any:
                 "leave one out, or give both the same number"
             )
         _take_hosts(hosts.names)
+    # The engine joins these with spaces, for a shell to take apart again.
+    args.user_script, args.user_args = shlex.quote(args.user_script), [shlex.quote(word) for word in args.user_args]
     if args.nproc_per_node is None:
         raise ConfigurationError("--nproc_per_node is missing: the number of processes on each machine, one a GPU")
     return args

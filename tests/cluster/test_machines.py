@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import time
@@ -57,6 +58,31 @@ def test_colossalai_run_over_ssh_trains_as_one_machine_does(corpus, tmp_path):
         assert ended.status == 0, ended.stdout + ended.stderr
         assert "node1: success" in ended.stdout and "node2: success" in ended.stdout
     assert losses(tmp_path) == reference(corpus, tmp_path, 2)
+
+
+@pytest.mark.matrix
+def test_secrets_reach_the_other_machine_and_no_line_that_others_see_and_arguments_stay_whole(tmp_path):
+    program = """
+import os, pathlib, sys
+lines = [file.read_bytes() for file in pathlib.Path("/proc").glob("[0-9]*/cmdline")]
+seen = any(os.environ["HF_TOKEN"].encode() in line for line in lines)
+told = {"token": os.environ["HF_TOKEN"], "seen": seen, "words": sys.argv[1:], "odd": os.environ["ODD"]}
+pathlib.Path("rank" + os.environ["RANK"]).write_text(repr(told))
+"""
+    folder = tmp_path / "a $(touch pwned) b"
+    with machines(2, tmp_path, ssh=True) as nodes:
+        folder.mkdir()
+        (folder / "program.py").write_text(program)
+        (folder / "hosts.txt").write_text("node1 slots=1\nnode2\n")
+        words = ["two words", "$(touch pwned)", "it's"]
+        env = {**environment(), "HF_TOKEN": "hf_canary $x `y`", "ODD": '"; touch pwned; echo "$HOME'}
+        module = ("-m", "llama_dyt.launch.colossalai_run", "run", "--hostfile", "hosts.txt", "program.py")
+        ended = finish([nodes[0].start("env", "-C", folder, "python", *module, *words, env=env)])
+        assert ended.status == 0, ended.stdout + ended.stderr
+    told = {"token": env["HF_TOKEN"], "seen": False, "words": words, "odd": env["ODD"]}
+    assert [ast.literal_eval((folder / f"rank{rank}").read_text()) for rank in (0, 1)] == [told, told]
+    assert env["HF_TOKEN"] not in ended.stdout + ended.stderr
+    assert not [*tmp_path.rglob("pwned")]
 
 
 @pytest.mark.matrix
