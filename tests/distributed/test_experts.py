@@ -66,6 +66,19 @@ def test_boosted_training_equals_plain_pytorch(pool, layout: Layout, norm: str, 
     check_weights(results, "fp32", **exact)
 
 
+@pytest.mark.matrix
+@pytest.mark.parametrize("layout", [Layout("gemini", 2), Layout("gemini", 2, tp=2), *SPREAD], ids=str)
+def test_gradients_in_half_precision_are_as_near_as_half_precision_is(pool, layout: Layout):
+    model = {"family": FAMILY, "norm": "dyt", "num_steps": 1}
+    accumulation = 1 if layout.pp > 1 else 2
+    results = pool(layout.world_size).run(
+        cases.train, layout=layout, precision="bf16", accumulation=accumulation, **model
+    )
+    exact = {**model, "micro_batches": micro_batch_rows(layout, accumulation)}
+    check_gradients(results, "bf16", **exact)
+    check_grad_norms(results, "bf16", **exact)
+
+
 AS_WHOLE = [
     spread("ddp", 2, ep=2),
     *(pytest.param(layout, marks=pytest.mark.matrix) for layout in SPREAD if layout != spread("ddp", 2, ep=2)),
