@@ -26,7 +26,7 @@ from llama_dyt.boosters.layers.pipeline_stage import micro_batch_loss
 from llama_dyt.boosters.layers.sequence_parallel import cut_batch
 from llama_dyt.boosters.routing import follow_routing
 from llama_dyt.boosters.runtime import Runtime
-from llama_dyt.boosters.step import Criterion, StepBatch, StepResult
+from llama_dyt.boosters.step import Criterion, Objective, StepBatch, StepResult
 from llama_dyt.boosters.strategy import STRATEGIES
 from llama_dyt.boosters.training_state import Read, TrainingState
 from llama_dyt.config.run import RunConfig
@@ -41,6 +41,7 @@ class Boosted:
         model: the strategy's wrapper, callable.
         module: the HuggingFace module inside it (its parameters may be cut, freed or held by other stages).
         grid: this process's coordinates.
+        objective: what is minimised in the stead of the model's own loss, without a pipeline; None: that.
         routing: what routers did in the last step; None where there are no experts.
         scaler: the fp16 loss scaler.
         state: whole tensors by name, for checkpoints.
@@ -56,6 +57,7 @@ class Boosted:
             read: name → whole tensors to start from, "param" and, to resume, Adam's moments; the same on every rank.
         """
         self.run = run
+        self.objective: Objective | None = None
         self._family = family_of(model.config)
         self._strategy = STRATEGIES.get(run.booster.plugin)
         model.loss_function = replace(model.loss_function, z_loss=run.loss.z_loss)
@@ -108,6 +110,8 @@ class Boosted:
     def _loss(self, micro_batch: dict[str, torch.Tensor], num_label_tokens: int) -> torch.Tensor:
         inputs = self._own_slice(micro_batch)
         denominator = num_label_tokens / self.grid.averaged_over
+        if self.objective is not None and self.model.training:
+            return self.objective(self.model, inputs, denominator)
         return self.model(**inputs, use_cache=False, num_items_in_batch=denominator, skip_logits=True).loss
 
     @property

@@ -33,6 +33,7 @@ class Capability:
         fp32_gradients: --fp32_gradients: gradients are, or can be, summed over ranks and micro batches in fp32; of
             plugins with ZeRO stages in stages above 0.
         shard_size: --shard_size has an effect.
+        distillation: --distill_from: a step's logits can be compared with a teacher's, where no rank shares a sequence.
         adapters: --lora_rank and --adapter: parameters may be frozen.
     """
 
@@ -56,3 +57,4 @@ class Capability:
     fp32_gradients: bool = False
     shard_size: bool = False
     adapters: bool = True
+    distillation: bool = True

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 
 Criterion = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], torch.Tensor]
 """(a pipeline's outputs for one micro batch, its inputs) → loss."""
+
+Objective = Callable[[nn.Module, dict[str, torch.Tensor], float], torch.Tensor]
+"""(model, its inputs, what sums over tokens are divided by) → what is minimised; its value is the cross entropy."""
 
 
 class StepBatch(Protocol):

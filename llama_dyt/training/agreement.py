@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from llama_dyt.config.run import all_options
@@ -41,7 +42,8 @@ def facts_of(plan: Plan) -> dict[str, Fact]:
             if name != "_name_or_path"
         },
         "the attention function": Fact(str(plan.model_config._attn_implementation)),
-        "the weights": _weights(plan),
+        "the weights": _weights(plan.weights_folder),
+        "the teacher": _weights(plan.teacher_folder),
         "the adapter": _adapter(plan),
         "the tokenizer": Fact(tokenizer_fingerprint(plan.tokenizer) if plan.tokenizer is not None else "none"),
         **_data(plan),
@@ -57,8 +59,7 @@ def _checkpoint(plan: Plan) -> Fact:
     return Fact(f"step {checkpoint.step}, marker {marker}", _absolute(checkpoint.path))
 
 
-def _weights(plan: Plan) -> Fact:
-    folder = plan.weights_folder
+def _weights(folder: Path | None) -> Fact:
     if folder is None:
         return Fact("none")
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json") and path.is_file())

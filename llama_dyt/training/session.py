@@ -43,6 +43,7 @@ from llama_dyt.training.checkpoint.reader import is_newest_of, restore_counters
 from llama_dyt.training.checkpoint.retention import Keep
 from llama_dyt.training.checkpoint.verification import checkpoint_around, verify
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
+from llama_dyt.training.distillation.teacher import teacher_of
 from llama_dyt.training.health import first_not_finite
 from llama_dyt.training.loop import Trainer
 from llama_dyt.training.measurement.performance import Speedometer
@@ -147,6 +148,10 @@ class Session:
         with starting_weights(self.plan, shapes, trained) as read:
             boosted = Boosted(run, model, groups, read)
         self._require_finite(boosted)
+        if self.plan.teacher_folder is not None:
+            dtype = WORKING_DTYPES[run.booster.mixed_precision]
+            boosted.objective = teacher_of(self.plan.teacher_folder, run.distillation, boosted.device, dtype)
+            say(self.plan, f"taught by {self.plan.teacher_folder} (an experiment)")
         return boosted
 
     def _require_finite(self, boosted: Boosted) -> None:

@@ -13,6 +13,7 @@ from llama_dyt.core.store import at, store_of, why_not_at
 from llama_dyt.core.suggest import unknown
 from llama_dyt.launch import DEFAULT_TIMEOUT_SECONDS
 from llama_dyt.training.callbacks.callback import CALLBACKS
+from llama_dyt.training.distillation.settings import DistillationSettings, distillation_problems
 from llama_dyt.training.generation.settings import SampleSettings, sample_problems
 from llama_dyt.training.measurement.settings import BenchmarkSettings, benchmark_problems
 from llama_dyt.training.schedule import FINETUNE_WARMUP_FRACTION
@@ -216,6 +217,7 @@ def problems(run: RunConfig, world_size: int | None, device: str | None) -> Iter
         yield Problem("keep_every", run.run.keep_every, reason, remedy, also=("keep_last",), clause=True)
     yield from benchmark_problems(run)
     yield from sample_problems(run)
+    yield from distillation_problems(run, device)
     yield from _unknown_or_twice("callback", run.run.callbacks, CALLBACKS)
     yield from _unknown_or_twice("tracker", run.run.trackers, TRACKERS)
     yield from tracking_problems(run)
@@ -280,6 +282,7 @@ OWNED = Owned(
         "optimizer": OptimizerSettings,
         "run": RunSettings,
         "tracking": TrackingSettings,
+        "distillation": DistillationSettings,
         "samples": SampleSettings,
         "benchmark": BenchmarkSettings,
     },

@@ -74,7 +74,9 @@ def num_layers(run: RunConfig) -> int:
     return max(NUM_LAYERS, run.booster.pp * run.booster.model_chunks)
 
 
-def start(run: RunConfig, folder: Path | None = None, resume_from: Path | None = None) -> Trainer:
+def start(
+    run: RunConfig, folder: Path | None = None, resume_from: Path | None = None, teacher: Path | None = None
+) -> Trainer:
     """The trainer of a run as an entry gets it, in the process group that the pool made."""
     plan = Plan(
         run=run,
@@ -82,6 +84,7 @@ def start(run: RunConfig, folder: Path | None = None, resume_from: Path | None =
         device="cpu",
         model_config=small_run.model_config(num_layers=num_layers(run)),
         checkpoint=Checkpoint(resume_from) if resume_from else None,
+        teacher_folder=teacher,
     )
     session = "llama_dyt.training.session"
     with mock.patch(f"{session}.launch"), mock.patch(f"{session}.Speedometer"):

@@ -32,6 +32,7 @@ class Plan:
         weights_folder: HF folder the weights start from; None for fresh ones.
         adapter: what is trained in place of the weights; None: the weights.
         adapter_folder: in peft's format, that the adapter starts from; None for a new one.
+        teacher_folder: HF folder of --distill_from; None without a teacher.
         grown_from: rows of the weights' vocabulary, where the run adds tokens for which it has none; None elsewhere.
         checkpoint: what the run resumes from; None for a start at step 0.
         claims: the folder that the run is to have for itself; None where it writes to none.
@@ -50,6 +51,7 @@ class Plan:
     model_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase | None = None
     weights_folder: Path | None = None
+    teacher_folder: Path | None = None
     adapter: Adapter | None = None
     adapter_folder: Path | None = None
     checkpoint: Checkpoint | None = None

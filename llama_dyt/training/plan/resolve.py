@@ -46,6 +46,7 @@ from llama_dyt.models.settings import family_fields, norm_fields
 from llama_dyt.training.checkpoint.marker import step_of
 from llama_dyt.training.checkpoint.publishing import home_of
 from llama_dyt.training.checkpoint.reader import Checkpoint, complete_steps, find_checkpoint
+from llama_dyt.training.distillation.teacher import require_teacher
 from llama_dyt.training.plan.adapters import holds_adapter, require_same_adapter, resolve_adapter
 from llama_dyt.training.plan.check import Checked, Found
 from llama_dyt.training.plan.datasets import datasets, loader_options, look_at_datasets, read_options
@@ -63,7 +64,7 @@ def resolve(checked: Checked) -> Plan:
     """
     run, found = checked.run, checked.found
     missing = look_at_datasets(checked)
-    weights_folder = found.attempt(lambda: _weights_folder(run))
+    weights_folder = found.attempt(lambda: _folder_of(run, run.model.model_path, "model_path"))
     caught: list[warnings.WarningMessage] = []
     checkpoint = None
     if run.run.save_dir is not None:
@@ -88,6 +89,7 @@ def resolve(checked: Checked) -> Plan:
             found.attempt(lambda: _look_at_records(run, data))
     model_config, notes = _resolve_model(run, checked.device, found, data, weights_folder, checkpoint)
     found.raise_if_any()
+    teacher_folder = found.attempt(lambda: _teacher_folder(run, model_config))
     adapter, adapter_from = _resolve_adapter(run, model_config, found, checkpoint)
     found.raise_if_any()
     return Plan(
@@ -97,6 +99,7 @@ def resolve(checked: Checked) -> Plan:
         model_config=model_config,
         tokenizer=data.tokenizer,
         weights_folder=weights_folder,
+        teacher_folder=teacher_folder,
         adapter=adapter,
         adapter_folder=adapter_from,
         checkpoint=checkpoint,
@@ -272,15 +275,21 @@ def _problems_of_ends(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Ite
             yield Problem(flag, True, reason, "take a tokenizer with a BOS of its own", also=("tokenizer",))
 
 
-def _weights_folder(run: RunConfig) -> Path | None:
-    """The HF folder that --model_path means: one of ours, a checkpoint's, a save_dir's newest, or the hub's."""
-    name = run.model.model_path
+def _teacher_folder(run: RunConfig, config: PretrainedConfig) -> Path | None:
+    folder = _folder_of(run, run.distillation.distill_from, "distill_from")
+    if folder is not None:
+        require_teacher(folder, run.distillation, config)
+    return folder
+
+
+def _folder_of(run: RunConfig, name: str | None, flag: str) -> Path | None:
+    """The HF folder that the name of a model means: one of ours, a checkpoint's, a save_dir's newest, or the hub's."""
     if name is None:
         return None
-    path = at(name, "model_path").expanduser()
+    path = at(name, flag).expanduser()
     if not path.is_dir():
         patterns = CONFIG_AND_TOKENIZER if run.run.dry_run else (*CONFIG_AND_TOKENIZER, *WEIGHTS)
-        return hub_folder(name, patterns, "model_path")
+        return hub_folder(name, patterns, flag)
     if path.name == "model" and (path.parent / MARKER).is_file():
         path = path.parent
     if (path / "config.json").is_file():
@@ -289,11 +298,12 @@ def _weights_folder(run: RunConfig) -> Path | None:
         steps = complete_steps(path)
         if not steps:
             reason, remedy = "no config.json and no complete checkpoint in it", "give an HF folder or a checkpoint"
-            raise ConfigurationError(Problem("model_path", name, reason, remedy))
+            raise ConfigurationError(Problem(flag, name, reason, remedy))
         path = steps[-1]
     if holds_adapter(path):
         reason = f"{path} holds an adapter alone"
-        raise ConfigurationError(Problem("model_path", name, reason, "give its base, and this as --adapter"))
+        remedy = "give its base, and this as --adapter" if flag == "model_path" else "merge it into its base first"
+        raise ConfigurationError(Problem(flag, name, reason, remedy))
     return store_of(path).local(path, "model/") / "model"
 
 

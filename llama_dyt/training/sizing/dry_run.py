@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from llama_dyt.boosters.compilation import compiles
+from llama_dyt.boosters.strategy import WORKING_BYTES
 from llama_dyt.models import count_parameters
 from llama_dyt.models.adapters import count, trained_in_words
 from llama_dyt.models.partition import StagePart
 from llama_dyt.models.spec import family_of
+from llama_dyt.training.distillation.teacher import teacher_parameters
 from llama_dyt.training.measurement.figures import figure
 from llama_dyt.training.plan import Plan
 from llama_dyt.training.settings import tokens_per_step
@@ -56,10 +58,23 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
         distinct = max(part.num_distinct(run.booster.tp) for part in parts)
         copied = 12 * (distinct if plan.adapter is None else count(plan.adapter, plan.model_config).trained)
         print(f"# async save      {figure(copied / _GIB)} GiB more host memory on the rank that writes for a stage")
+    if plan.teacher_folder is not None:
+        print(f"# teacher         {_teacher_in_words(plan)}")
     for line in plan.files:
         print(f"# data            {line}")
     for warning in plan.warnings:
         print(f"# warning: {warning}")
+
+
+def _teacher_in_words(plan: Plan) -> str:
+    """What distillation takes of a rank besides: the teacher, and whole logits of both models and their gradient."""
+    run, config = plan.run, plan.model_config
+    taught_by, working = teacher_parameters(plan.teacher_folder), WORKING_BYTES[run.booster.mixed_precision]
+    logits = run.data.batch_size * run.data.max_length * config.vocab_size * (2 * working + 4 * 4)
+    return (
+        f"{taught_by:,} parameters; beside what is told above {figure(taught_by * working / _GIB)} GiB, and for both "
+        f"models' logits at most {figure(logits / _GIB)}"
+    )
 
 
 def _print_parts(plan: Plan, num_parameters: int, parts: list[StagePart], estimates: list[MemoryEstimate]) -> None:

@@ -71,6 +71,7 @@ _FIXED = Capability(
     tensor_parallel=True,
     extra_data_parallel=True,
     adapters=False,  # a chunk has gradients in its parameters' place, so it cannot hold frozen ones beside others
+    distillation=False,
 )
 # placement_policy="auto" ignores the fractions of StaticPlacementPolicy and plans from the memory it sees.
 _PLANNED = replace(_FIXED, offload="automatic", shard_fraction=False, memory_plan=True)
