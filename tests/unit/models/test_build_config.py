@@ -115,7 +115,7 @@ def test_an_old_config_file_with_rope_theta_at_the_top(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "overrides", "message"),
     [
-        (("8x7b",), {}, "8x7b"),
+        (("9x9b",), {}, "9x9b"),
         (("llama2_7",), {}, "llama2_7b"),
         (("/no/such/config.json",), {}, "/no/such/config.json"),
         (("7b", "groupnorm"), {}, "groupnorm.*dyt, .*rmsnorm"),
