@@ -149,6 +149,11 @@ class BoosterSettings:
         return self.tp * self.pp * self.sequence_ranks
 
     @property
+    def cuts(self) -> dict[str, int]:
+        """Flag → its value, of those that leave no rank a whole replica or whole sequences."""
+        return {flag: getattr(self, flag) for flag in ("tp", "pp", "sp") if getattr(self, flag) > 1}
+
+    @property
     def layout_in_words(self) -> str:
         """How a replica is cut, for the line a run begins with; empty where one rank has all of it."""
         words = [f"tp {self.tp} pp {self.pp}"] if self.ranks_a_replica > 1 else []

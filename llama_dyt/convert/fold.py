@@ -77,11 +77,11 @@ def fold(weights: Weights, flag: str = "fold_dyt") -> Folded:
     scales: dict[str, str] = {}
     shifts: dict[str, str] = {}
     for site in sites:
-        if not site.readers or any(f"{reader}.weight" not in weights.stored for reader in site.readers):
+        projections = [_weight_of(reader, weights) for reader in site.readers]
+        if not projections or None in projections:
             reason = f"a {family_of(config).in_words} does not say which projections read {site.norm}"
             raise ConfigurationError(Problem(flag, None, reason, "leave it out"))
-        for reader in site.readers:
-            scales[f"{reader}.weight"] = f"{site.norm}.{scale}"
+        scales |= dict.fromkeys(projections, f"{site.norm}.{scale}")
         if f"{site.norm}.{shift}" in weights.stored:
             without = [reader for reader in site.readers if f"{reader}.bias" not in weights.stored]
             if without:
@@ -106,6 +106,11 @@ def fold(weights: Weights, flag: str = "fold_dyt") -> Folded:
     config.folded_norms = sorted({site.place for site in sites})
     folded = replace(weights, config=config, stored=stored, read=read)
     return Folded(folded, len(sites), tuple(kept), weights.num_parameters - folded.num_parameters)
+
+
+def _weight_of(reader: str, weights: Weights) -> str | None:
+    """The tensor that a reader multiplies by: a module's weight, or itself; None where there is none."""
+    return next((name for name in (f"{reader}.weight", reader) if name in weights.stored), None)
 
 
 def _sites(config) -> Iterator[Site]:

@@ -138,8 +138,9 @@ class ModelSpec:
         return f"{self.decoder}.{self.embedding}.scale"
 
     def read_by(self, norm: str) -> tuple[str, ...]:
-        """The projections in a layer that read the output of one of its norms, all that do. A family with other readers
-        (a router, experts) says its own, or none where a norm's weight cannot be put into them."""
+        """The projections in a layer that read the output of one of its norms, all that do: modules, or tensors whose
+        last dimension is what is read. A family with other readers (a router, experts) says its own, or none where a
+        norm's weight cannot be put into them."""
         of_attention = tuple(name for name in self.column_parallel if name.startswith(f"{self.attention}."))
         of_feed_forward = tuple(name for name in self.column_parallel if name not in of_attention)
         first, last = self.layer_norms[0], self.layer_norms[-1]

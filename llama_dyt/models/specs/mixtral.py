@@ -60,6 +60,10 @@ class MixtralSettings:
 
 
 class _Mixtral(ModelSpec):
+    def read_by(self, norm: str) -> tuple[str, ...]:
+        of_experts = (_ROUTER.removesuffix(".weight"), _COLUMN)
+        return super().read_by(norm) + (of_experts if norm == self.layer_norms[-1] else ())
+
     def cut_of(self, name: str) -> Cut | None:
         if name.endswith(_COLUMN):
             return "column"

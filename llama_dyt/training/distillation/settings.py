@@ -63,9 +63,8 @@ def distillation_problems(run: RunConfig, device: str | None) -> Iterator[Proble
         reason = f"--plugin {booster.plugin} is none that distillation is made for"
         remedy = f"take --plugin {' or '.join(able('distillation'))}"
         yield Problem("distill_from", path, reason, remedy, also=("plugin",))
-    cut = next((flag for flag in ("tp", "pp", "sp") if getattr(booster, flag) > 1), None)
-    if cut is not None:
-        reason = f"--{cut} {getattr(booster, cut)} leaves no rank whole sequences with whole logits to compare"
+    for cut, value in booster.cuts.items():
+        reason = f"--{cut} {value} leaves no rank whole sequences with whole logits to compare"
         yield Problem("distill_from", path, reason, f"give --{cut} 1", also=(cut,))
     if settings.distill_hidden_weight and device is not None and compiles(run, device):
         reason, remedy = "needs the outputs of layers, which compiled ones do not hand out", "add --no-compile"
