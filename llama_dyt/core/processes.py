@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ASKING_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a run to save and end: schedulers and launchers (TERM, or USR1 and USR2 where a job's script says so), a
+person (INT), a terminal that closes (HUP)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,13 @@ def children() -> list[int]:
             with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:
                 found += map(int, file.read().split())
     return found
+
+
+def leave_signals_to_parent() -> None:
+    """Have this process not heed what asks a run to end: Slurm and terminals tell all processes, and a run that saves
+    still needs those that work for it. They end with who started them."""
+    for number in ASKING_TO_END:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end_with_parent(parent: int) -> None:

@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGHUP and Ctrl-C ask of a run: to save after the step it is in, and end."""
+"""What SIGTERM, SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C ask of a run: to save after the step it is in, and end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from llama_dyt.core.processes import ASKING_TO_END
+
 INTERRUPTED_STATUS = 75
 """Exit status of a run that saved and stopped because it was asked to: BSD's EX_TEMPFAIL, "try again later". No shell
 and no launcher ends with it of its own accord, as they do with 143 when SIGTERM kills."""
@@ -16,8 +18,8 @@ _SECOND_CTRL_C_SECONDS = 2.0
 
 
 class StopRequest:
-    """Whether this process was asked to end: by SIGTERM (Slurm, torchrun, a supervisor), by Ctrl-C, or by SIGHUP (a
-    terminal that closes).
+    """Whether this process was asked to end: by SIGTERM (Slurm, torchrun, a supervisor), by SIGUSR1 or SIGUSR2 (`sbatch
+    --signal=USR1@600`), by Ctrl-C, or by SIGHUP (a terminal that closes).
 
     The run then saves after the step it is in, and ends. Asking again changes nothing, however soon: Slurm signals the
     workers and torchrun, which signals the workers too, and who will have it gone whatever it does has SIGKILL. Only a
@@ -39,8 +41,7 @@ class StopRequest:
 
     def listen(self) -> dict[int, Any]:
         """Heed the signals from now on; gives what `restore` needs. What is ignored (nohup) stays so."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        heeded = [number for number in ASKING_TO_END if signal.getsignal(number) is not signal.SIG_IGN]
         return {number: signal.signal(number, self._ask) for number in heeded}
 
     @staticmethod

@@ -25,8 +25,9 @@ from llama_dyt.core.errors import DataError
 
 _MAIN = """
 import sys
-from llama_dyt.core.processes import end_with_parent
+from llama_dyt.core.processes import end_with_parent, leave_signals_to_parent
 end_with_parent(int(sys.argv[1]))
+leave_signals_to_parent()
 from llama_dyt.data.tokenizing.workers import _serve
 _serve(sys.argv[2:])
 """
@@ -147,8 +148,6 @@ def _serve(imports: Sequence[str]) -> None:
     Args:
         imports: the user's modules that have something for workers.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # these are for the process that started this one; it ends us
-        signal.signal(number, signal.SIG_IGN)
     tasks, results = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not print into the results
     problems = extensions.load(imports)

@@ -18,7 +18,6 @@ import hashlib
 import os
 import select
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from pathlib import Path
 from llama_dyt.core import extensions, files
 from llama_dyt.core.errors import CheckpointError, LlamaDytError
 from llama_dyt.core.marker import Written, described, marker_of, step_folder
+from llama_dyt.core.processes import leave_signals_to_parent
 from llama_dyt.core.store import Staging, at, store_of
 from llama_dyt.launch.claim import require_held
 from llama_dyt.training.checkpoint.messages import Job, SetUp, TensorFile, job_of, receive, send, set_up_of
@@ -43,8 +43,7 @@ _NICENESS = 5  # behind training, where both want a processor
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # what asks a run to end asks for a checkpoint
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_parent()  # what asks a run to end asks for a checkpoint
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
     trainer = Connection(int(sys.argv[1]))

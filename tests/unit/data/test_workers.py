@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama_dyt.core.errors import DataError
+from llama_dyt.core.processes import ASKING_TO_END
 from llama_dyt.data.tokenizing.workers import Workers
 from tests import forks
 
@@ -79,6 +80,14 @@ def test_a_killed_worker_is_told_and_nothing_hangs():
             workers.submit("die").result()
         with pytest.raises(DataError, match="ended before"):
             workers.submit(1).result()
+
+
+def test_what_asks_a_run_to_end_does_not_end_its_workers():
+    with Workers(make_handler, 0, count=1) as workers:
+        pid = workers.submit("pid").result()
+        for number in ASKING_TO_END:
+            os.kill(pid, number)
+        assert workers.submit(3).result() == 3
 
 
 def test_workers_end_with_who_started_them_even_if_killed_and_in_the_middle_of_a_task():

@@ -5,12 +5,13 @@ import time
 
 import pytest
 
+from llama_dyt.core.processes import ASKING_TO_END
 from llama_dyt.training import signals
 from llama_dyt.training.signals import StopRequest
 
 
 def test_sigterm_asks_once_and_again_without_harm_and_the_handlers_before_come_back():
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    before = [signal.getsignal(number) for number in ASKING_TO_END]
     stop = StopRequest()
     with stop.listening():
         assert not stop.asked
@@ -19,7 +20,19 @@ def test_sigterm_asks_once_and_again_without_harm_and_the_handlers_before_come_b
                 signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGHUP)
         assert stop.asked
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
+    assert [signal.getsignal(number) for number in ASKING_TO_END] == before
+
+
+@pytest.mark.parametrize("number", ASKING_TO_END)
+def test_every_way_of_asking_is_heeded(number):
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        stop = StopRequest()
+        with stop.listening():
+            signal.raise_signal(number)
+        assert stop.asked
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.fixture
