@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +23,9 @@ class Held(ObjectStore):
         if f"/step_{int(os.environ.get('HELD_STEP', 4)):08d}/model/" in address:
             if (held / "full").exists():
                 raise OSError(28, "No space left on device")
-            (held / "waits").write_text(str(os.getpid()))
+            whole = held / f"waits.{threading.get_ident()}"  # who looks for it reads it at once
+            whole.write_text(str(os.getpid()))
+            whole.replace(held / "waits")
             while not (held / "go").exists():
                 time.sleep(0.02)
         path = self._path(address)
