@@ -10,7 +10,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,10 @@ def read_values(entry: Entry, argv: Sequence[str] | None = None) -> tuple[dict[s
 
 
 def read_settings(
-    name: str, what: str, groups: Sequence[tuple[str, type, tuple[Option, ...]]], argv: Sequence[str] | None = None
+    name: str,
+    what: str,
+    groups: Callable[[], Sequence[tuple[str, type, tuple[Option, ...]]]],
+    argv: Sequence[str] | None = None,
 ) -> tuple[list[Any], list[str]]:
     """(the settings of each group, problems) of a program that is no run; a flag that cannot be read has its default.
 
@@ -155,14 +158,16 @@ def read_settings(
 
     Args:
         name, what: the program's, without `.py`, and what it does.
-        groups: (title, dataclass of settings, the flags that fill it), in the order of `--help`.
+        groups: gives (title, dataclass of settings, the flags that fill it), in the order of `--help`; called after the
+            imports, which may bring some.
     """
     problems = import_extensions(argv)
-    described = tuple((title, settings.__doc__, options) for title, settings, options in groups)
+    grouped = groups()
+    described = tuple((title, settings.__doc__, options) for title, settings, options in grouped)
     values, unread = read_values(Entry(name, what, described, tuple(all_options())), argv)
     problems += unread
     made = []
-    for _, settings, options in groups:
+    for _, settings, options in grouped:
         chosen = {}
         for opt in options:
             value = values.get(opt.name, opt.default[name])

@@ -146,7 +146,7 @@ def read_conversion(argv: Sequence[str] | None = None) -> tuple[ConvertSettings,
     What it names by --import is imported first.
     """
     what = "Convert checkpoints of other programs and ours into one another, a tensor at a time."
-    (settings,), problems = read_settings(CONVERT, what, [("conversion", ConvertSettings, options())], argv)
+    (settings,), problems = read_settings(CONVERT, what, lambda: [("conversion", ConvertSettings, options())], argv)
     return settings, problems + [problem for problem in _problems(settings) if problem not in problems]
 
 

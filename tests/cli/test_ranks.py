@@ -36,7 +36,13 @@ def test_ranks_that_resolve_different_things_do_not_start_and_one_error_names_al
         (folder / "train.jsonl").write_text("".join(lines[:count]), encoding="utf-8")
     before = sorted(disks[0].rglob("*"))
     flags = corpus.pretrain_flags(
-        dataset="train.jsonl", save_dir="run", load="auto", lr=None, max_steps=2 * NUM_STEPS, config_file="run.yaml"
+        dataset="train.jsonl",
+        save_dir="run",
+        load="auto",
+        lr=None,
+        batch_size=1,  # two ranks make the checkpoint's batch of it
+        max_steps=2 * NUM_STEPS,
+        config_file="run.yaml",
     )
     outcome = Command("pretrain", flags, disks[0], "srun", processes=2, folders=disks).run()
     assert outcome.status == 2

@@ -159,18 +159,15 @@ def read_preparation(argv: Sequence[str] | None = None) -> tuple[PrepareSettings
 
     What it names by --import is imported first.
     """
-    of_formats = format_options()
-    (settings, *own), problems = read_settings(
-        PREPARE_DATA,
-        "Tokenize text once, in parallel, into shards that training maps into memory.",
-        [
-            ("preparation", PrepareSettings, options()),
-            *((name, FORMATS.get(name).settings, flags) for name, flags in of_formats.items()),
-        ],
-        argv,
-    )
-    settings = replace(settings, formats=dict(zip(of_formats, own, strict=True)))
+    what = "Tokenize text once, in parallel, into shards that training maps into memory."
+    (settings, *own), problems = read_settings(PREPARE_DATA, what, _groups, argv)
+    settings = replace(settings, formats=dict(zip(format_options(), own, strict=True)))
     return settings, problems + [problem for problem in _problems(settings) if problem not in problems]
+
+
+def _groups() -> list[tuple[str, type, tuple[Option, ...]]]:
+    of_formats = [(name, FORMATS.get(name).settings, flags) for name, flags in format_options().items()]
+    return [("preparation", PrepareSettings, options()), *of_formats]
 
 
 def parse_preparation(argv: Sequence[str] | None = None) -> PrepareSettings:

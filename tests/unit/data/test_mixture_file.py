@@ -9,6 +9,7 @@ from llama_dyt.config.cli import read
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.data.order.mixture import MixtureSchedule
 from llama_dyt.data.order.mixture_file import is_mixture, read_mixture
+from llama_dyt.training.plan.global_batch import with_global_batch
 from llama_dyt.training.settings import tokens_per_step
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -42,7 +43,7 @@ def test_shipped_mixtures_have_the_published_shares():
 def test_the_llemma_recipe_takes_its_batch_and_does_not_decay_norms():
     run, problems = read("pretrain", ["--config_file", str(REPOSITORY / "configs" / "llemma_7b.yaml")])
     assert problems == []
-    assert tokens_per_step(run, 64) == 4_194_304
+    assert tokens_per_step(with_global_batch(run, 64), 64) == 4_194_304
     assert run.optimizer.decay_all_parameters is False
     assert read_mixture(REPOSITORY / run.data.dataset).is_endless
 
