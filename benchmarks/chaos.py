@@ -47,13 +47,14 @@ from llama_dyt.training.trackers.jsonl import METRICS_FILE, read_metrics
 SAVE_INTERVAL = 6
 TIMEOUT_SECONDS = 15
 """The runs' own --timeout: what a rank that is not heard of is given."""
-END_SECONDS = TIMEOUT_SECONDS + 45
-"""What a disturbed run is given to end: torchrun kills a worker that does not heed SIGTERM after 30 s."""
+END_SECONDS = TIMEOUT_SECONDS + 75
+"""What a disturbed run is given to end: torchrun kills a worker that does not heed SIGTERM after 30 s, and one that was
+stopped while starting is missed by the others when they have started."""
 LEFT_SECONDS = 10
 """What the last process is given after the launcher."""
 START_SECONDS = 180
 PLUGINS = ("zero2", "ddp", "fsdp", "hybrid_parallel")
-SAVES = ((), ("--async_save",))
+SAVES = {"synchronous": (), "asynchronous": ("--async_save",)}
 COMPARED = ("loss", "grad_norm", "lr", "tokens_seen")
 MARK = "CHAOS_MARK"
 
@@ -426,10 +427,10 @@ def settings_of(arguments: argparse.Namespace, storages: list[str], numbers: ran
     """Of the rounds, one after the other."""
     plugins = [name for name in PLUGINS if arguments.plugin in (None, name)]
     storages = [name for name in storages if arguments.storage in (None, name)]
-    has_async = "--async_save" in (REPOSITORY / "docs" / "flags.md").read_text(encoding="utf-8")
+    saves = [name for name in SAVES if arguments.saves in (None, name)]
     while True:
         for storage in storages:  # each in turn; what is with it is drawn
-            flags = numbers.choice(SAVES) if has_async else ()
+            flags = SAVES[numbers.choice(saves)]
             processes = numbers.choice([count for count in (2, 3, 4) if count <= arguments.processes])
             yield Setting(numbers.choice(plugins), processes, storage, flags)
 
@@ -441,6 +442,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4, choices=(2, 3, 4), help="at most; default: 4")
     parser.add_argument("--plugin", choices=PLUGINS, help="this one alone")
     parser.add_argument("--storage", choices=tuple(OF_STORAGE), help="this kind alone")
+    parser.add_argument("--saves", choices=tuple(SAVES), help="saves of this kind alone")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--results", type=Path, help="folder for a dated file of the figures")
     arguments = parser.parse_args()

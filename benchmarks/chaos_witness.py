@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from llama_dyt.training.callbacks.callback import CALLBACKS, Callback
+
+PACE_SECONDS = 0.1
+"""What a step lasts at least: as long as a larger model's, so that there is time to disturb it."""
 
 
 class Witness(Callback):
@@ -16,6 +20,7 @@ class Witness(Callback):
     def after_step(self, trainer, outcome):
         with Path(os.environ["CHAOS_WITNESS"]).open("a", encoding="ascii") as file:
             file.write(f"{outcome.step}\n")
+        time.sleep(PACE_SECONDS)
 
 
 CALLBACKS.register(Witness)
