@@ -404,16 +404,19 @@ def _end(run: Run, start: Start, cause: str, has_to_end: bool, figures: Figures)
 def compare(run: Run, expected: tuple[list, dict], found: tuple[list, dict], figures: Figures) -> None:
     """Count what is other than in the undisturbed run."""
     records, hashes = found
-    for key in ("loss", "validation_loss"):
-        sides = [[record for record in side if key in record] for side in (expected[0], records)]
-        steps = [[record["step"] for record in side] for side in sides]
-        if steps[0] != steps[1]:
-            figures.breach(f"{run.setting}: {METRICS_FILE} has the steps {steps[1]} of {key}, in place of {steps[0]}")
+    ended = sum(row["kind"] == "term" and row["setting"] == str(run.setting) for row in figures.rows)
+    for key, may_miss in (("loss", 0), ("validation_loss", ended)):  # a signal cuts a validation short
+        sides = [{record["step"]: record for record in side if key in record} for side in (expected[0], records)]
+        steps = [record["step"] for record in records if key in record]
+        if len(sides[0].keys() - sides[1].keys()) > may_miss or sides[1].keys() - sides[0].keys():
+            figures.breach(f"{run.setting}: {METRICS_FILE} has the steps {steps} of {key}, not {list(sides[0])}")
+        if len(steps) != len(sides[1]):
+            figures.breach(f"{run.setting}: {METRICS_FILE} has a step twice among {steps} of {key}")
         names = COMPARED if key == "loss" else (key,)
-        for one, other in zip(*sides, strict=False):
-            unlike = [name for name in names if one[name] != other[name]]
+        for step in sorted(sides[0].keys() & sides[1].keys()):
+            unlike = [name for name in names if sides[0][step][name] != sides[1][step][name]]
             if unlike:
-                figures.breach(f"{run.setting}: step {one['step']} has another {' and '.join(unlike)}")
+                figures.breach(f"{run.setting}: step {step} has another {' and '.join(unlike)}")
                 break
     tokens = [max((record.get("tokens_seen", 0) for record in side), default=0) for side in (expected[0], records)]
     figures.tokens_lost += abs(tokens[0] - tokens[1])
