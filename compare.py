@@ -6,12 +6,11 @@ python compare.py runs/dyt runs/rmsnorm --output compared.html
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_dyt.core.errors import EXIT_STATUS, DataError, LlamaDytError
-from llama_dyt.core.secrets import keep_out_of_output
+from llama_dyt.core.errors import DataError
+from llama_dyt.core.program import run_program
 from llama_dyt.core.store import at, store_of
 from llama_dyt.training.report.page import page
 from llama_dyt.training.report.reading import REPORT_FILE, distinct_names, read_run
@@ -46,9 +45,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    keep_out_of_output()
-    try:
-        main()
-    except LlamaDytError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_STATUS)
+    run_program(main)

@@ -5,12 +5,10 @@ if __name__ == "__main__":  # before what takes seconds to import
 
     end_with_launcher()
 
-import sys
 from collections.abc import Sequence
 
 from llama_dyt.convert.settings import parse_conversion
-from llama_dyt.core.errors import EXIT_STATUS, LlamaDytError
-from llama_dyt.core.secrets import keep_out_of_output
+from llama_dyt.core.program import run_program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,9 +19,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    keep_out_of_output()
-    try:
-        main()
-    except LlamaDytError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_STATUS)
+    run_program(main)

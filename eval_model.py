@@ -12,14 +12,13 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from llama_dyt.core import extensions, files
-from llama_dyt.core.errors import ConfigurationError, DataError, LlamaDytError
+from llama_dyt.core.errors import ConfigurationError, DataError
 from llama_dyt.core.problem import Problem
-from llama_dyt.core.secrets import keep_out_of_output
+from llama_dyt.core.program import run_program
 from llama_dyt.data.formats.sources import ReadOptions
 from llama_dyt.data.opening import check_data, open_data
 from llama_dyt.data.validation_sets import set_name
@@ -181,9 +180,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    keep_out_of_output()
-    try:
-        main()
-    except LlamaDytError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_dyt.core import extensions
-from llama_dyt.core.errors import ConfigurationError, DataError, LlamaDytError
+from llama_dyt.core.errors import ConfigurationError, DataError
 from llama_dyt.core.problem import Problem
-from llama_dyt.core.secrets import keep_out_of_output
+from llama_dyt.core.program import run_program
 from llama_dyt.training.checkpoint.trained_model import load_trained, model_folder
 from llama_dyt.training.generation.prompts import STDIN, Asked, read_prompts
 from llama_dyt.training.generation.sampling import Sampling
@@ -256,9 +256,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    keep_out_of_output(of_stdout=False)
-    try:
-        main()
-    except LlamaDytError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main, of_stdout=False)

@@ -9,8 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from llama_dyt.core.errors import EXIT_STATUS, LlamaDytError
-from llama_dyt.core.secrets import keep_out_of_output
+from llama_dyt.core.program import run_program
 from llama_dyt.data.preparing.settings import PrepareSettings, parse_preparation
 
 
@@ -48,12 +47,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    keep_out_of_output()
     try:
-        main()
-    except LlamaDytError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_STATUS)
+        run_program(main)
     except KeyboardInterrupt:
         print("stopped; give the same command again to go on from here", file=sys.stderr)
         os._exit(130)
