@@ -38,6 +38,8 @@ GRACE_SECONDS = 5.0
 """How long the other ranks may go on once one has failed: they are most likely waiting for it in a collective."""
 _STACKS_SECONDS = 5.0
 _LOG_CHARACTERS = 3000
+_BEGAN = ("began", None)
+"""What a rank sends once it is in its process group: starting takes as long as the machine is busy."""
 
 
 class CaseError(AssertionError):
@@ -69,7 +71,7 @@ class Pool:
 
         Args:
             case: "module:function", or a function at the top level of a module.
-            timeout: seconds after which it counts as hanging.
+            timeout: seconds after which it counts as hanging, from when all ranks are in their process group.
             kwargs: its arguments; they and the results travel pickled.
 
         Raises:
@@ -108,16 +110,24 @@ class Pool:
         """Each rank's ("result", value), ("raised", traceback) or ("died", exit status); None where it hangs."""
         answers: list[tuple[str, Any] | None] = [None] * self.world_size
         open_channels = {worker.channel: rank for rank, worker in enumerate(self._workers)}
-        deadline = time.monotonic() + timeout
+        starting = set(open_channels)
+        deadline = time.monotonic() + DEFAULT_TIMEOUT_SECONDS
         while open_channels and (left := deadline - time.monotonic()) > 0:
             for channel in connection.wait(list(open_channels), left):
-                rank = open_channels.pop(channel)
+                rank = open_channels[channel]
                 try:
-                    answers[rank] = pickle.loads(channel.recv_bytes())
+                    answer = pickle.loads(channel.recv_bytes())
                 except (EOFError, OSError):
                     self._workers[rank].process.join(1)
-                    answers[rank] = ("died", self._workers[rank].process.exitcode)
-                if answers[rank][0] != "result":
+                    answer = ("died", self._workers[rank].process.exitcode)
+                if answer == _BEGAN:
+                    starting.discard(channel)
+                    if not starting and all(answer is None for answer in answers):
+                        deadline = time.monotonic() + timeout
+                    continue
+                del open_channels[channel]
+                answers[rank] = answer
+                if answer[0] != "result":
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         return answers
 
@@ -199,14 +209,16 @@ def _serve(rank: int, world_size: int, channel: connection.Connection, log: str,
         except EOFError:
             os._exit(0)  # the tests are over; destructors could wait for ranks that are gone
         try:
-            answer = ("result", _run_case(case, kwargs, rank, world_size, port))
+            answer = ("result", _run_case(case, kwargs, rank, world_size, port, channel))
         except BaseException:
             answer = ("raised", traceback.format_exc())
         gc.collect()
         channel.send_bytes(pickle.dumps(answer))
 
 
-def _run_case(case: str, kwargs: dict[str, Any], rank: int, world_size: int, port: int) -> Any:
+def _run_case(
+    case: str, kwargs: dict[str, Any], rank: int, world_size: int, port: int, channel: connection.Connection
+) -> Any:
     """Run one case in a process group of its own, so that nothing of the one before is left in it."""
     import torch.distributed as dist
 
@@ -218,7 +230,9 @@ def _run_case(case: str, kwargs: dict[str, Any], rank: int, world_size: int, por
     # stages of a pipeline have not.
     importlib.import_module("colossalai.shardformer.layer.utils").Randomizer.reset_index()
     launch(seed=0, environment=ProcessEnvironment(rank, world_size, local_rank=rank, master_port=port))
-    result = getattr(importlib.import_module(module), function)(**kwargs)
+    case_function = getattr(importlib.import_module(module), function)
+    channel.send_bytes(pickle.dumps(_BEGAN))
+    result = case_function(**kwargs)
     # The engine's groups, with two threads each, end with the plugins that made them, which are in reference cycles
     # and, Gemini's, in a cache. A rank that leaves early would break off a collective of the others, hence the barrier.
     importlib.import_module("colossalai.zero.gemini.gemini_mgr").GeminiManager._get_layout_info.cache_clear()

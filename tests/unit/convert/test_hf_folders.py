@@ -179,10 +179,11 @@ def test_numbers_too_large_for_half_precision_are_named(tmp_path):
 FULL_DISK = """
 import resource, sys
 import convert
+from llama_dyt.core.errors import LlamaDytError
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # a file that may not grow is as a disk that is full
 try:
     convert.main(["-i", sys.argv[1], "-o", sys.argv[2], "--to", sys.argv[3]])
-except convert.LlamaDytError as error:
+except LlamaDytError as error:
     print("error:", error)
 """
 
