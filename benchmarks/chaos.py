@@ -22,6 +22,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--results", type=Path, help="folder for a dated file of the figures")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its runs and disks end with it
     numbers = random.Random(arguments.seed)
     figures, began = Figures(), time.monotonic()
     steps = 2 * SAVE_INTERVAL * max(2, arguments.disturbances)

@@ -42,8 +42,8 @@ class Figures:
 
 def undisturbed(run: Run, world: World) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The result that all are compared with."""
-    start = run.start(world.environment)
-    start.launcher.wait()
+    with run.start(world.environment) as start:
+        start.launcher.wait()
     if start.launcher.returncode:
         raise SystemExit(f"the undisturbed run failed:\n{start.said()[-3000:]}")
     return run.result(world.environment)
@@ -56,7 +56,8 @@ def disturbed(run: Run, world: World, numbers: random.Random, most: int, figures
         kind = numbers.choice(ALWAYS + OF_STORAGE[run.setting.storage]) if disturbances < most else None
         moment = numbers.choice(MOMENTS)
         with ExitStack() as stack:
-            start, before, began = run.start(world.environment), run.trained(), time.monotonic()
+            start = stack.enter_context(run.start(world.environment))
+            before, began = run.trained(), time.monotonic()
             if moment != "start" or kind is None:
                 _come_to_a_step(run, start, before, began, figures)
             has_to_end = False

@@ -45,7 +45,7 @@ class Setting:
 
 
 class Start:
-    """One start of a run's command, until all its processes are gone."""
+    """One start of a run's command, until all its processes are gone; leaving it as a context kills what is left."""
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
         self._mark = uuid.uuid4().hex
@@ -91,6 +91,12 @@ class Start:
                 return condition()
             time.sleep(0.02)
         return True
+
+    def __enter__(self) -> Start:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def kill(self) -> None:
         for pid in self.processes():
