@@ -18,6 +18,7 @@ EVERY_TIME = [
     (Layout("zero2", 2), "fp16"),
     (Layout("zero2_cpu", 2), "fp16"),
     (Layout("ddp", 2), "fp16"),
+    (Layout("ddp", 4), "fp32"),  # a sum of two is the same in either order, one of more is not
     (Layout("fsdp", 2), "fp16"),
     (Layout("fsdp", 2), "fp32"),
     (Layout("hsdp", 4, flags=(("shard_size", 2),)), "fp16"),
@@ -28,9 +29,10 @@ EVERY_TIME = [
     (hybrid(2, pp=2, pp_style="zbv"), "fp16"),
 ]
 """One of each kind of state; all others are resumed with the matrix."""
+MORE_THAN_TWO = [Layout("zero1", 4), Layout("zero2", 4), Layout("fsdp", 4), Layout("gemini", 4), hybrid(4)]
 CASES = EVERY_TIME + [
     pytest.param(layout, precision, marks=pytest.mark.matrix)
-    for layout in [*LAYOUTS, hybrid(2, pp=2, pp_style="interleaved")]
+    for layout in [*LAYOUTS, hybrid(2, pp=2, pp_style="interleaved"), *MORE_THAN_TWO]
     if layout.world_size > 1
     for precision in layout.precisions
     if (layout, precision) not in EVERY_TIME

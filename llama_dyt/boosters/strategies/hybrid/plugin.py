@@ -6,9 +6,11 @@ from llama_dyt.boosters.engine.scaler import INITIAL_SCALE
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from colossalai.booster.plugin import HybridParallelPlugin
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from llama_dyt.boosters.clipping import norm_bound
 from llama_dyt.boosters.expert_parallel import ExpertGroups
@@ -28,7 +30,39 @@ class _HybridPlugin(HybridParallelPlugin):
         boosted, *rest = super().configure(model, *args, **kwargs)
         if boosted.use_ddp and self.mixed_dp_group.size() == 1:
             boosted.module, boosted.use_ddp = boosted.module.module, False
+        elif boosted.use_ddp:
+            settle_buckets(boosted.module)
         return boosted, *rest
+
+
+class _Touched(nn.Module):
+    """A model's sum with weights of 0: its backward comes to every parameter, the last first, as the model's does."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        self._touched = parameters  # a list: they stay the model's
+
+    def forward(self) -> torch.Tensor:
+        return torch.stack([0 * parameter.flatten()[:1].sum().float() for parameter in self._touched]).sum()
+
+
+def settle_buckets(model: DistributedDataParallel) -> None:
+    """Have DistributedDataParallel order its buckets now, by a backward of nothing.
+
+    It does so in its second step, by the order in which gradients came in the first. Where a gradient lies in a bucket
+    decides in which order three ranks or more add it up, so the first step of a process would round otherwise than the
+    others do, and a run that is resumed would not be, to the last bit, the run that never ended.
+    """
+    named = [(name, parameter) for name, parameter in model.module.named_parameters() if parameter.requires_grad]
+    touched = [parameter for name, parameter in named if name not in model.parameters_to_ignore]
+    own, model.module = model.module, _Touched(touched)
+    try:
+        with torch.enable_grad():
+            model().backward()
+    finally:
+        model.module = own
+    for parameter in touched:
+        parameter.grad = None
 
 
 class _NoAdvice:
