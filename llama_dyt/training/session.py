@@ -36,6 +36,7 @@ from llama_dyt.training.callbacks.saturation import Saturation
 from llama_dyt.training.callbacks.status import Status
 from llama_dyt.training.callbacks.validation import HeldOutBatches, Validation
 from llama_dyt.training.checkpoint.background import BackgroundWriter
+from llama_dyt.training.checkpoint.forward_check import require_same
 from llama_dyt.training.checkpoint.generators import set_rng_state
 from llama_dyt.training.checkpoint.imports import differences
 from llama_dyt.training.checkpoint.publishing import home_of
@@ -167,6 +168,10 @@ class Session:
         """All of a checkpoint but the tensors, which the model was boosted from."""
         checkpoint = self.plan.checkpoint
         restore_counters(checkpoint, self.boosted.state, self.boosted.scaler)
+        strict = self.run.run.verify
+        changed = require_same(checkpoint.path, checkpoint.forward_check, self.boosted, strict)
+        if changed is not None:
+            say(self.plan, f"warning: {changed}")
         saved = checkpoint.trainer_state
         self.progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__})
         generators = saved["rng"]

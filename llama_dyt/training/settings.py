@@ -124,7 +124,9 @@ class RunSettings:
     )
     verify: bool = option(
         True,
-        "Compare what --load, or --model_path with a checkpoint of ours, reads with the checksums it was written with.",
+        "Compare what --load, or --model_path with a checkpoint of ours, reads with the checksums it was written with; "
+        "and what the model of --load computes with what it did before the save: with --no-verify a difference is a "
+        "warning.",
         entries=TRAINING,
     )
     log_interval: int = option(1, "Steps between lines in the log.", entries=TRAINING, at_least=1)

@@ -14,6 +14,7 @@ from llama_dyt.core import ranks
 from llama_dyt.core.store import Location
 from llama_dyt.data.order.shared_sequences import whole_position
 from llama_dyt.training.callbacks.callback import Callback, Training
+from llama_dyt.training.checkpoint import forward_check
 from llama_dyt.training.checkpoint.generators import rng_state
 from llama_dyt.training.checkpoint.imports import modules_had
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
@@ -117,7 +118,8 @@ class Checkpointing(Callback):
             "tracker_states": self._trackers.states(),
         }
         optimizer = {"steps": boosted.state.optimizer_steps(), "scaler": boosted.scaler.state_dict()}
-        path = self.writer.save(step, trainer_state, trainer.schedule.to_json(), optimizer)
+        beside = forward_check.to_store(boosted)
+        path = self.writer.save(step, trainer_state, trainer.schedule.to_json(), optimizer, beside)
         self._saved_step = self._writing_step = step
         blocked = time.perf_counter() - start
         self._blocked_seconds = blocked + (self._blocked_seconds or 0.0)

@@ -17,8 +17,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch.distributed as dist
@@ -78,7 +80,12 @@ class BackgroundWriter(CheckpointWriter):
         ranks.together(self._has_begun, what)
 
     def save(
-        self, step: int, trainer_state: dict[str, Any], schedule: dict[str, Any], optimizer_scalars: dict[str, Any]
+        self,
+        step: int,
+        trainer_state: dict[str, Any],
+        schedule: dict[str, Any],
+        optimizer_scalars: dict[str, Any],
+        beside: Mapping[str, Any] = MappingProxyType({}),
     ) -> Location:
         """Copy what the checkpoint of `step` holds and return its path; `conclude` says when it is whole.
 
@@ -95,7 +102,7 @@ class BackgroundWriter(CheckpointWriter):
         if dist.get_rank() == 0:
             total = {name: size for theirs in together for name, size in theirs.items()}
             texts = {"lr_scheduler": schedule, "optimizer/optimizer.json": optimizer_scalars}
-            texts["trainer_state.json"] = trainer_state
+            texts |= {"trainer_state.json": trainer_state, **beside}
             job.texts.update({name: files.to_json(value) for name, value in texts.items()})
             job.indices.update(self._indices(self._plan.all_shards, total))
         if self._process is not None:

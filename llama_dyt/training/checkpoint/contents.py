@@ -23,6 +23,8 @@ class Contents:
     in_one_file: bool = False
 
 
+FORWARD_CHECK = "forward_check.json"
+
 MODEL = Contents("model", "model")
 ADAPTER = Contents("adapter", STEM, PREFIX, in_one_file=True)
 """In peft's format, which knows no shards."""

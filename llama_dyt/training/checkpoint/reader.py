@@ -20,7 +20,7 @@ from llama_dyt.core.store import Location, at, store_of
 from llama_dyt.models.adapters.peft_files import CONFIG_FILE
 from llama_dyt.models.tensor_files import StoredTensor, TensorFiles
 from llama_dyt.training.checkpoint.base import BASE_FILE, Base
-from llama_dyt.training.checkpoint.contents import ADAPTER, MODEL
+from llama_dyt.training.checkpoint.contents import ADAPTER, FORWARD_CHECK, MODEL
 from llama_dyt.training.checkpoint.marker import MARKER, step_of, why_incomplete
 from llama_dyt.training.checkpoint.publishing import find_steps, home_of
 
@@ -97,6 +97,7 @@ class Checkpoint:
         schedule: what `lr_scheduler` holds.
         optimizer_scalars: Adam's step count and the loss scaler's state.
         contents: what of the weights it holds: all, or an adapter.
+        forward_check: what its weights compute (`forward_check.py`); None in those of earlier versions.
     """
 
     def __init__(self, path: Location) -> None:
@@ -104,6 +105,8 @@ class Checkpoint:
         self.trainer_state = _read_json(path / "trainer_state.json")
         self.schedule = _read_json(path / "lr_scheduler")
         self.optimizer_scalars = _read_json(path / "optimizer" / "optimizer.json")
+        check = path / FORWARD_CHECK
+        self.forward_check: dict[str, Any] | None = _read_json(check) if check.is_file() else None
         self.contents = ADAPTER if (path / ADAPTER.folder / CONFIG_FILE).is_file() else MODEL
 
     @property

@@ -6,6 +6,7 @@
         optimizer/        fp32 moments under the same names, `exp_avg.<name>` and `exp_avg_sq.<name>`; optimizer.json
         lr_scheduler      the schedule, JSON
         trainer_state.json
+        forward_check.json  what the weights compute (`forward_check.py`)
         COMPLETE          written last: every other file with its size and SHA-256 (`marker.py`)
 
 Reading them is `reader.py`. Where they are kept, and how half of one is never taken for a whole, is `core.store`.
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -110,9 +112,17 @@ class CheckpointWriter:
         """Nothing is saved any more; what was begun is finished."""
 
     def save(
-        self, step: int, trainer_state: dict[str, Any], schedule: dict[str, Any], optimizer_scalars: dict[str, Any]
+        self,
+        step: int,
+        trainer_state: dict[str, Any],
+        schedule: dict[str, Any],
+        optimizer_scalars: dict[str, Any],
+        beside: Mapping[str, Any] = MappingProxyType({}),
     ) -> Location:
         """Write the checkpoint of `step` and return its path; it is whole once `conclude` says so.
+
+        Args:
+            beside: name → content of further files, as JSON can hold it.
 
         Raises:
             CheckpointError: any rank could not write (disk full, no permission); the unfinished folder is removed and
@@ -143,6 +153,8 @@ class CheckpointWriter:
             files.write_json(staging.folder() / "lr_scheduler", schedule)
             files.write_json(staging.folder("optimizer") / "optimizer.json", optimizer_scalars)
             files.write_json(staging.folder() / "trainer_state.json", trainer_state)
+            for name, content in beside.items():
+                files.write_json(staging.folder() / name, content)
             written.update(described(staging.folder()))
             staging.hand_over()
 

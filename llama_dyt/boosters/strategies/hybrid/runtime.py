@@ -41,9 +41,12 @@ class _Pipeline(EngineRuntime):
 
     _style: str
     _micro_batch_size: int
-    _forward: ForwardPipeline | None = None
     _last = True
     _averages_experts = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._forward: dict[torch.Size, ForwardPipeline] = {}
 
     def pipeline_step(self, batch: dict[str, torch.Tensor], criterion: Criterion) -> torch.Tensor | None:
         batches = iter([batch])
@@ -51,9 +54,10 @@ class _Pipeline(EngineRuntime):
         return outputs["loss"]
 
     def pipeline_evaluation(self, batch: dict[str, torch.Tensor], criterion: Criterion) -> torch.Tensor | None:
-        if self._forward is None:
-            self._forward = ForwardPipeline(self.plugin, self._style, self._micro_batch_size)
-        return self._forward.run(self.model, batch, criterion)
+        shape = batch["input_ids"].shape
+        if shape not in self._forward:
+            self._forward[shape] = ForwardPipeline(self.plugin, self._style, self._micro_batch_size)
+        return self._forward[shape].run(self.model, batch, criterion)
 
     def _average_experts(self) -> None:
         """See to the gradients of spread experts, which the engine would average over all data-parallel ranks."""
