@@ -19,7 +19,7 @@ from torch import nn
 from llama_dyt.boosters.adam_state import adam_steps, moments_of, set_adam_steps
 from llama_dyt.boosters.grid import Grid
 from llama_dyt.boosters.tensor_parts import TensorParallelPart, copied_to_host, gather_to_first
-from llama_dyt.boosters.training_state import MOMENTS, Read, Readable
+from llama_dyt.boosters.training_state import MOMENTS, OwnParts, Read, Readable
 
 
 class ParameterState:
@@ -101,6 +101,32 @@ class ParameterState:
             master = self.master_of(parameter) if parameter.requires_grad else parameter
             yield name, "param", master.detach()
             yield from moments_of(name, self._optimizer.optim.state.get(master, {}))
+
+    @torch.no_grad()
+    def take_own_parts(self, parts: OwnParts) -> None:
+        for name, parameter in self._parameters.items():
+            given = parts(name)
+            if not given:
+                continue
+            master = self.master_of(parameter) if parameter.requires_grad else parameter
+            for key, part in given.items():
+                if key == "param":
+                    master.data.copy_(part)
+                else:
+                    self._optimizer.optim.state[master][key] = part.to(master.device, torch.float32, copy=True)
+            if master is not parameter:
+                parameter.data.copy_(self._rounded(parameter, master.detach()))
+
+    def _rounded(self, parameter: nn.Parameter, master: torch.Tensor) -> torch.Tensor:
+        """What a parameter is in the working precision, from this rank's part of its master. Collective where a data
+        group cuts that."""
+        own, group = master.to(parameter.device, parameter.dtype), self.data_group_of(parameter)
+        if group is None:
+            return own.view(parameter.shape)
+        parts = own.new_empty((dist.get_world_size(group), own.numel()))
+        # As bytes: not every backend knows all types of numbers.
+        dist.all_gather(list(parts.view(torch.uint8).unbind()), own.flatten().view(torch.uint8), group=group)
+        return parts.view(-1)[: parameter.numel()].view(parameter.shape)
 
     def gather(self, names: list[str], lend: bool = False) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
         for name in names:

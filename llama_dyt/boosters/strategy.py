@@ -109,6 +109,10 @@ class Strategy:
         states = MOMENT_BYTES + (MASTER_BYTES if working != MASTER_BYTES else 0)
         return StateBytes(float(working * part.num_parameters), float(working * count), float(states * count))
 
+    def held_states(self, run: RunConfig, part: Any, ranks: int) -> int:
+        """Of how many numbers of the model a rank holds fp32 master and moments; arguments as of `state_bytes`."""
+        return part.num_trained
+
     def boost(self, run: RunConfig, model: Any, optimizer: Any, family: Any) -> Runtime:
         """Spread a model over the ranks; the process group exists.
 

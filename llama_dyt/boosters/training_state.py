@@ -22,6 +22,9 @@ class Readable(Protocol):
 Read = Callable[[str], Mapping[str, Readable]]
 """Parameter name → "param", and perhaps Adam's moments."""
 
+OwnParts = Callable[[str], Mapping[str, torch.Tensor]]
+"""Parameter name → what `own_parts` gave of it, by "param" and moment: each in the shape it had; empty for none."""
+
 
 class TrainingState(Protocol):
     """The state of a boosted run as whole fp32 tensors under HuggingFace names: what a checkpoint needs.
@@ -38,6 +41,12 @@ class TrainingState(Protocol):
     def own_parts(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """(name, "param" or moment, what of it this rank holds), in any shape, of frozen parameters too. No
         communication, no copies."""
+        ...
+
+    def take_own_parts(self, parts: OwnParts) -> None:
+        """Fill masters and moments with what `own_parts` gave of the same rank in the same layout, and make working
+        weights the rounded masters. Collective; parameters of which nothing is given stay as they are.
+        """
         ...
 
     def gather(self, names: list[str], lend: bool = False) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:

@@ -40,7 +40,7 @@ from llama_dyt.training.checkpoint.forward_check import require_same
 from llama_dyt.training.checkpoint.generators import set_rng_state
 from llama_dyt.training.checkpoint.imports import differences
 from llama_dyt.training.checkpoint.publishing import home_of
-from llama_dyt.training.checkpoint.reader import is_newest_of, restore_counters
+from llama_dyt.training.checkpoint.reader import Checkpoint, is_newest_of, restore_counters
 from llama_dyt.training.checkpoint.retention import Keep
 from llama_dyt.training.checkpoint.verification import checkpoint_around, verify
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
@@ -52,8 +52,10 @@ from llama_dyt.training.optimizer import parameter_groups
 from llama_dyt.training.plan import Plan, resolve_checkpoint, say
 from llama_dyt.training.plan.global_batch import batch_state
 from llama_dyt.training.progress import Ending, Progress
+from llama_dyt.training.run_snapshots import RunSnapshots
 from llama_dyt.training.schedule import LearningRateSchedule
 from llama_dyt.training.signals import INTERRUPTED_STATUS, StopRequest
+from llama_dyt.training.snapshots.found import Snapshot
 from llama_dyt.training.summary import print_summary, run_in_words
 from llama_dyt.training.trackers.tracker import Tracked
 from llama_dyt.training.trackers.trackers import Trackers
@@ -76,8 +78,12 @@ class Session:
         self._nonce = ranks.from_first(self._claim_save_dir, "claiming the --save_dir")
         if plan.recomputing is not None:
             self._agree_on_recomputation()
-        if dist.get_world_size() > 1:  # one has nobody to compare with, and opens its data once
-            ranks.agree(facts_of(plan))
+        facts = {}
+        if dist.get_world_size() > 1 or self.run.snapshots.snapshot_interval:
+            facts = facts_of(plan)  # otherwise one has nobody to compare with, and opens its data once
+            ranks.agree(facts)
+        self.snapshots = RunSnapshots(plan, facts)
+        self._resumed = self.snapshots.found or plan.checkpoint
         self._verify()
         self._base = base_of(plan) if plan.adapter is not None else None
         self.boosted = self._boost()
@@ -94,8 +100,8 @@ class Session:
             adapter=plan.adapter,
         )
         self.progress = Progress()
-        if plan.checkpoint is not None:
-            self._restore()
+        if self._resumed is not None:
+            self._restore(self._resumed)
 
     def _agree_on_recomputation(self) -> None:
         """Have every rank recompute what the rank with the least memory must: layers may hold collectives."""
@@ -125,7 +131,7 @@ class Session:
         if not plan.run.run.verify:
             return
         around = checkpoint_around(plan.weights_folder) if plan.weights_folder is not None else None
-        if plan.checkpoint is not None:
+        if plan.checkpoint is not None and self._resumed is plan.checkpoint:
             say(plan, verify(plan.checkpoint.path, plan.environment))
         if around is not None and (plan.checkpoint is None or plan.adapter is not None):
             say(plan, verify(around, plan.environment, "model"))
@@ -146,8 +152,9 @@ class Session:
             say(self.plan, trained_in_words(adapter, config))
             self._model_in_words += f" with {adapter.in_words}"
         groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.decay_all_parameters)
-        with starting_weights(self.plan, shapes, trained) as read:
+        with starting_weights(self.plan, shapes, trained, filled=self.snapshots.found is not None) as read:
             boosted = Boosted(run, model, groups, read)
+        self.snapshots.fill(boosted.state, trained)
         self._require_finite(boosted)
         if self.plan.teacher_folder is not None:
             dtype = WORKING_DTYPES[run.booster.mixed_precision]
@@ -164,20 +171,20 @@ class Session:
             remedy = "load an earlier checkpoint" if checkpoint is not None else "get the folder anew"
             raise CheckpointError(f"{folder}: {spoiled} has values that are not finite; {remedy}")
 
-    def _restore(self) -> None:
-        """All of a checkpoint but the tensors, which the model was boosted from."""
+    def _restore(self, source: Checkpoint | Snapshot) -> None:
+        """All but the tensors, which the model was boosted from."""
+        restore_counters(source, self.boosted.state, self.boosted.scaler)
         checkpoint = self.plan.checkpoint
-        restore_counters(checkpoint, self.boosted.state, self.boosted.scaler)
-        strict = self.run.run.verify
-        changed = require_same(checkpoint.path, checkpoint.forward_check, self.boosted, strict)
-        if changed is not None:
-            say(self.plan, f"warning: {changed}")
-        saved = checkpoint.trainer_state
+        if source is checkpoint:  # a snapshot's bytes were compared
+            changed = require_same(checkpoint.path, checkpoint.forward_check, self.boosted, self.run.run.verify)
+            if changed is not None:
+                say(self.plan, f"warning: {changed}")
+        saved = source.trainer_state
         self.progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__})
-        generators = saved["rng"]
-        if len(generators) == dist.get_world_size():
-            set_rng_state(generators[dist.get_rank()])
-        say(self.plan, f"resumed from {checkpoint.path}, step {self.progress.step}")
+        generators = source.generators(dist.get_rank(), dist.get_world_size())
+        if generators is not None:
+            set_rng_state(generators)
+        say(self.plan, f"resumed from {source.in_words}")
         for difference in differences(saved, self.run.run.callbacks, self.run.run.trackers):
             say(self.plan, f"warning: {difference}")
 
@@ -249,9 +256,9 @@ class Session:
 
     def _tracker_states(self) -> dict[str, dict[str, Any]]:
         """What trackers go on from: nothing where this run leaves the course of the one it resumes."""
-        checkpoint = self.plan.checkpoint
-        goes_on = checkpoint is not None and is_newest_of(checkpoint.path, at(self.run.run.save_dir))
-        return checkpoint.trainer_state.get("tracker_states", {}) if goes_on else {}
+        checkpoint, found = self.plan.checkpoint, self.snapshots.found
+        goes_on = found or (checkpoint is not None and is_newest_of(checkpoint.path, at(self.run.run.save_dir)))
+        return self._resumed.trainer_state.get("tracker_states", {}) if goes_on else {}
 
     def _samples(self, asked: AskedPrompts | None, trackers: Trackers) -> list[Callback]:
         return [Samples(self.run, self.plan, asked, trackers)] if asked is not None else []
@@ -300,18 +307,19 @@ class Session:
         checkpointing = Checkpointing(run, writer, trackers, batch) if writer else None
         callbacks = Callbacks(
             [
-                Reporting(run, trackers),
+                Reporting(run, trackers, self.snapshots.found.in_words if self.snapshots.found else None),
                 Saturation(run),
                 Routing(run),
                 *asked_for(run, first=dist.get_rank() == 0),
                 Logging(run, trackers, self.speedometer),
                 *([Validation(run, validation, trackers)] if validation else []),
                 *([checkpointing] if checkpointing else []),
+                *(self.snapshots.callbacks(trackers, batch) if writer else []),
                 *more,
             ]
         )
-        if self.plan.checkpoint is not None:
-            callbacks.load_state(self.plan.checkpoint.trainer_state.get("callbacks", {}))
+        if self._resumed is not None:
+            callbacks.load_state(self._resumed.trainer_state.get("callbacks", {}))
         schedule = LearningRateSchedule.of(run, total_steps)
         return Trainer(self.boosted, schedule, self.progress, callbacks, checkpointing, stop, trackers.say)
 
@@ -320,9 +328,9 @@ class Session:
         return max(ranks.gather(peak_memory_mb(), "comparing peaks of memory"))
 
     def _compare_schedule(self, schedule: LearningRateSchedule) -> None:
-        if self.plan.checkpoint is None:
+        if self._resumed is None:
             return
-        for key, saved in self.plan.checkpoint.schedule.items():
+        for key, saved in self._resumed.schedule.items():
             now = schedule.to_json()[key]
             if now != saved:
                 say(self.plan, f"warning: the schedule's {key} is {now}, the checkpoint was made with {saved}")

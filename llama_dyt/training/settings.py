@@ -17,6 +17,12 @@ from llama_dyt.training.distillation.settings import DistillationSettings, disti
 from llama_dyt.training.generation.settings import SampleSettings, sample_problems
 from llama_dyt.training.measurement.settings import BenchmarkSettings, benchmark_problems
 from llama_dyt.training.schedule import FINETUNE_WARMUP_FRACTION
+from llama_dyt.training.snapshots.settings import (
+    SnapshotSettings,
+    snapshot_path_problems,
+    snapshot_problems,
+    snapshot_warnings,
+)
 from llama_dyt.training.trackers.settings import TrackingSettings, tracking_path_problems, tracking_problems
 from llama_dyt.training.trackers.tracker import TRACKERS
 
@@ -222,6 +228,7 @@ def problems(run: RunConfig, world_size: int | None, device: str | None) -> Iter
     yield from distillation_problems(run, device)
     yield from _unknown_or_twice("callback", run.run.callbacks, CALLBACKS)
     yield from _unknown_or_twice("tracker", run.run.trackers, TRACKERS)
+    yield from snapshot_problems(run)
     yield from tracking_problems(run)
     if device is not None:  # on the machine that it is to run on
         kinds = [TRACKERS.find(name) for name in run.run.trackers]
@@ -241,6 +248,7 @@ def _unknown_or_twice(flag: str, names: Sequence[str], registry: Registry) -> It
 def path_problems(run: RunConfig) -> Iterator[Problem]:
     """What is wrong with the folders of a run."""
     yield from tracking_path_problems(run)
+    yield from snapshot_path_problems(run)
     if run.kind != "benchmark":
         if run.run.save_dir is None:
             yield Problem("save_dir", None, "is needed: give the folder for checkpoints and metrics", clause=True)
@@ -269,6 +277,7 @@ def path_problems(run: RunConfig) -> Iterator[Problem]:
 
 def warnings(run: RunConfig, world_size: int | None, device: str | None, total_steps: int | None) -> Iterator[str]:
     """What is probably not meant."""
+    yield from snapshot_warnings(run)
     total_steps = total_steps if total_steps is not None else step_limit(run)
     warmup = run.optimizer.warmup_steps
     if run.kind != "benchmark" and warmup and total_steps is not None and warmup >= total_steps:
@@ -283,6 +292,7 @@ OWNED = Owned(
     {
         "optimizer": OptimizerSettings,
         "run": RunSettings,
+        "snapshots": SnapshotSettings,
         "tracking": TrackingSettings,
         "distillation": DistillationSettings,
         "samples": SampleSettings,

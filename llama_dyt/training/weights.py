@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
-from llama_dyt.boosters.training_state import Read
+from llama_dyt.boosters.training_state import Read, Readable
 from llama_dyt.models import InitialWeights, read_pretrained
 from llama_dyt.models.adapters import AdapterFiles, StartingAdapter
 from llama_dyt.training.plan import Plan
 
 
 @contextmanager
-def starting_weights(plan: Plan, shapes: Mapping[str, Sequence[int]], trained: Collection[str]) -> Iterator[Read]:
+def starting_weights(
+    plan: Plan, shapes: Mapping[str, Sequence[int]], trained: Collection[str], filled: bool = False
+) -> Iterator[Read]:
     """A context that gives what `Boosted` reads.
 
     Args:
         shapes: name → whole shape of every parameter, an adapter's too.
         trained: names of those that are trained.
+        filled: they are filled otherwise afterwards, and nothing is read for them.
     """
     with ExitStack() as stack:
         base = None
@@ -25,7 +28,9 @@ def starting_weights(plan: Plan, shapes: Mapping[str, Sequence[int]], trained: C
             base = stack.enter_context(
                 read_pretrained(plan.weights_folder, plan.model_config, grown_from=plan.grown_from)
             )
-        if plan.checkpoint is not None:
+        if filled:
+            own = _nothing
+        elif plan.checkpoint is not None:
             own = stack.enter_context(plan.checkpoint.reader())
         elif plan.adapter_folder is not None:
             own = stack.enter_context(AdapterFiles(plan.adapter_folder)).read
@@ -37,3 +42,7 @@ def starting_weights(plan: Plan, shapes: Mapping[str, Sequence[int]], trained: C
             yield own
         else:
             yield lambda name: (own if name in trained else base)(name)
+
+
+def _nothing(name: str) -> Mapping[str, Readable]:
+    return {}

@@ -58,6 +58,7 @@ class Command:
         processes: how many the launcher starts.
         folders: working directories of the ranks under "srun", where each has its own.
         only_rank: under "srun", start that one and none of the others.
+        restarts: how often torchrun starts the workers again.
         before: called in the new process, which is no fork then, before the program begins.
     """
 
@@ -69,6 +70,7 @@ class Command:
     before: Callable[[], None] | None = None
     folders: Sequence[Path] | None = None
     only_rank: int | None = None
+    restarts: int = 0
 
     def start(self) -> list[Process]:
         """Start it; one process, or several under "srun"."""
@@ -76,7 +78,8 @@ class Command:
         tools = Path(sys.executable).parent
         count = f"--nproc_per_node={self.processes}"
         if self.launcher == "torchrun":
-            return [self._popen([sys.executable, "-m", "torch.distributed.run", "--standalone", count, *program])]
+            words = ["--standalone", count, f"--max-restarts={self.restarts}"]
+            return [self._popen([sys.executable, "-m", "torch.distributed.run", *words, *program])]
         if self.launcher == "colossalai":
             port = f"--master_port={free_port()}"
             return [self._popen([str(tools / "colossalai"), "run", count, port, *program])]

@@ -97,6 +97,18 @@ def test_pretraining_of_a_large_model_is_sized_up_with_the_corpus(dry_run, corpu
     assert "# steps           5,000 (163,840,000 tokens)" in text
 
 
+def test_snapshots_are_sized_up(dry_run, corpus):
+    flags = [*corpus.pretrain_flags(), "--snapshot_interval", 5]
+    (line,) = [line for line in dry_run(pretrain, flags, 2).splitlines() if line.startswith("# snapshots")]
+    text = dry_run(pretrain, corpus.pretrain_flags(), 2)
+    assert "# snapshots" not in text
+    (numbers,) = [line.split()[-1] for line in text.splitlines() if line.startswith("# parameters")]
+    a_rank = 2 * 12 * int(numbers.replace(",", "")) / 2 / 2**30  # two slots, masters and moments, half on each rank
+    words = line.split()
+    assert float(words[2]) == pytest.approx(a_rank, rel=0.05) and "in /dev/shm for a rank" in line
+    assert float(words[9].lstrip(",")) == pytest.approx(2 * a_rank, rel=0.05), line
+
+
 def test_finetuning_counts_its_steps_from_the_examples(dry_run, corpus, pretrained):
     flags = ["--model_path", pretrained.save_dir, "-d", corpus.prompts, "-b", 4, "-l", 64, "-e", 2, "-p", "zero2"]
     assert "# steps           24" in dry_run(finetune, [*flags, "-x", "fp32"])

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
-
-import torch.distributed as dist
 
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core import ranks
 from llama_dyt.core.store import Location
-from llama_dyt.data.order.shared_sequences import whole_position
 from llama_dyt.training.callbacks.callback import Callback, Training
+from llama_dyt.training.callbacks.counters import Counters
 from llama_dyt.training.checkpoint import forward_check
 from llama_dyt.training.checkpoint.generators import rng_state
-from llama_dyt.training.checkpoint.imports import modules_had
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
 from llama_dyt.training.step import StepOutcome
 from llama_dyt.training.trackers.trackers import Trackers
@@ -41,9 +37,9 @@ class Checkpointing(Callback):
     ) -> None:
         """`batch`: how a step's sequences came about, of `plan.global_batch`."""
         super().__init__(run)
-        self._batch = {"batch": batch} if batch is not None else {}
         self.writer = writer
         self._trackers = trackers or Trackers()
+        self._counters = Counters(run, self._trackers, batch)
         self._saved_step = 0
         self._writing_step: int | None = None  # of a checkpoint that is not whole yet
         self._blocked_seconds: float | None = None  # of saves that no record has told of
@@ -96,30 +92,12 @@ class Checkpointing(Callback):
         self._conclude(trainer, wait=True)
         trainer.settle()
         trainer.health.require_finite_state(trainer.progress.step)
-        boosted, step = trainer.boosted, trainer.progress.step
+        step = trainer.progress.step
         generators = ranks.gather(rng_state(), "saving the random generators")
-        grid = boosted.grid
-        where = whole_position(trainer.progress.position, lambda own: ranks.gather(own, "saving the place in the data"))
-        trainer_state = {
-            **asdict(trainer.progress),
-            "position": where,
-            **self._batch,
-            "world_size": dist.get_world_size(),
-            "data_parallel_size": grid.dp_size,
-            "tensor_parallel_size": grid.tp_size,
-            "pipeline_parallel_size": grid.pp_size,
-            "sequence_parallel_size": grid.sp_size,
-            "plugin": boosted.run.booster.plugin,
-            "mixed_precision": boosted.run.booster.mixed_precision,
-            "rng": generators,
-            "imports": modules_had(),
-            "callbacks": trainer.callbacks.state(),
-            "trackers": list(self.run.run.trackers),
-            "tracker_states": self._trackers.states(),
-        }
-        optimizer = {"steps": boosted.state.optimizer_steps(), "scaler": boosted.scaler.state_dict()}
-        beside = forward_check.to_store(boosted)
-        path = self.writer.save(step, trainer_state, trainer.schedule.to_json(), optimizer, beside)
+        counters = self._counters.of(trainer)
+        trainer_state, optimizer = {**counters["trainer_state"], "rng": generators}, counters["optimizer_scalars"]
+        beside = forward_check.to_store(trainer.boosted)
+        path = self.writer.save(step, trainer_state, counters["schedule"], optimizer, beside)
         self._saved_step = self._writing_step = step
         blocked = time.perf_counter() - start
         self._blocked_seconds = blocked + (self._blocked_seconds or 0.0)

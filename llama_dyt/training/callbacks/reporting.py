@@ -14,15 +14,17 @@ class Reporting(Callback):
 
     order = 10
 
-    def __init__(self, run: RunConfig, trackers: Trackers) -> None:
+    def __init__(self, run: RunConfig, trackers: Trackers, resumed: str | None = None) -> None:
+        """`resumed`: what the run goes on from, in words, where there is more to say than the step."""
         super().__init__(run)
         self._trackers = trackers
+        self._resumed = resumed
 
     def on_start(self, trainer: Training) -> None:
         self._trackers.open()
         step = trainer.progress.step
         if step:
-            self._trackers.log_event(step, "resumed", f"goes on from step {step}")
+            self._trackers.log_event(step, "resumed", f"goes on from {self._resumed or f'step {step}'}")
 
     def after_step(self, trainer: Training, outcome: StepOutcome) -> None:
         for notice in trainer.batch.notices:

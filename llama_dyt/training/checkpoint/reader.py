@@ -113,6 +113,16 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.trainer_state["step"])
 
+    def generators(self, rank: int, world_size: int) -> dict[str, Any] | None:
+        """The random generators that a rank goes on with; None where another number of ranks saved theirs."""
+        saved = self.trainer_state["rng"]
+        return saved[rank] if len(saved) == world_size else None
+
+    @property
+    def in_words(self) -> str:
+        """Which it is."""
+        return f"{self.path}, step {self.step}"
+
     @property
     def holds_adapter(self) -> bool:
         """Whether an adapter is all that there is of the weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llama_dyt.boosters.compilation import compiles
-from llama_dyt.boosters.strategy import WORKING_BYTES
+from llama_dyt.boosters.strategy import MASTER_BYTES, MOMENT_BYTES, STRATEGIES, WORKING_BYTES
 from llama_dyt.models import count_parameters
 from llama_dyt.models.adapters import count, trained_in_words
 from llama_dyt.models.partition import StagePart
@@ -58,12 +58,29 @@ def print_dry_run(plan: Plan, total_steps: int | None) -> None:
         distinct = max(part.num_distinct(run.booster.tp) for part in parts)
         copied = 12 * (distinct if plan.adapter is None else count(plan.adapter, plan.model_config).trained)
         print(f"# async save      {figure(copied / _GIB)} GiB more host memory on the rank that writes for a stage")
+    if run.snapshots.snapshot_interval:
+        print(f"# snapshots       {_snapshots_in_words(plan, parts)}")
     if plan.teacher_folder is not None:
         print(f"# teacher         {_teacher_in_words(plan)}")
     for line in plan.files:
         print(f"# data            {line}")
     for warning in plan.warnings:
         print(f"# warning: {warning}")
+
+
+def _snapshots_in_words(plan: Plan, parts: list[StagePart]) -> str:
+    """What snapshots take of host memory."""
+    run, environment = plan.run, plan.environment
+    strategy, here = STRATEGIES.get(run.booster.plugin), environment.local_world_size or environment.world_size
+    ranks = strategy.shard_ranks(run, environment.world_size, environment.local_world_size)
+    numbers = max(strategy.held_states(run, part, ranks) for part in parts)
+    several = here < environment.world_size
+    held = (4 if several else 2) * (MASTER_BYTES + MOMENT_BYTES) * numbers
+    neighbour = ", a neighbour's copies among it" if several else ""
+    return (
+        f"{figure(held / _GIB)} GiB in {run.snapshots.snapshot_dir} for a rank, {figure(here * held / _GIB)} for the "
+        f"{here} of a machine{neighbour}"
+    )
 
 
 def _teacher_in_words(plan: Plan) -> str:

@@ -23,7 +23,7 @@ from llama_dyt.boosters.expert_parallel import ExpertGroups
 from llama_dyt.boosters.grid import Grid
 from llama_dyt.boosters.strategies.fsdp.plugin import FsdpOptimizer, fsdp_modules, shard_group
 from llama_dyt.boosters.tensor_parts import gather_to_first
-from llama_dyt.boosters.training_state import MOMENTS, Read
+from llama_dyt.boosters.training_state import MOMENTS, OwnParts, Read
 
 
 class FsdpState:
@@ -106,6 +106,17 @@ class FsdpState:
         for name, parameter in self._parameters.items():
             yield name, "param", parameter.to_local().detach()
             yield from moments_of(name, self._optimizer.optim.state.get(parameter, {}))
+
+    @torch.no_grad()
+    def take_own_parts(self, parts: OwnParts) -> None:
+        self._reshard()
+        for name, parameter in self._parameters.items():
+            own = parameter.to_local()
+            for key, part in parts(name).items():
+                if key == "param":
+                    own.copy_(part)
+                else:
+                    self._optimizer.optim.state[parameter][key] = part.to(own.device, torch.float32, copy=True)
 
     def gather(self, names: list[str], lend: bool = False) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
         for name in names:

@@ -37,6 +37,9 @@ class FullyShardedDataParallel(Strategy):
             return StateBytes(0.0, 0.0, 0.0, host=sum(states), gathered=gathered)
         return StateBytes(*states, gathered=gathered)
 
+    def held_states(self, run: RunConfig, part: Any, ranks: int) -> int:
+        return share(part, ranks)
+
     def boost(self, run: RunConfig, model: Any, optimizer: Any, family: Any) -> Runtime:
         import torch.distributed as dist
 

@@ -20,7 +20,7 @@ from torch import nn
 from llama_dyt.boosters.adam_state import adam_steps, moments_of, set_adam_steps
 from llama_dyt.boosters.grid import Grid
 from llama_dyt.boosters.tensor_parts import TensorParallelPart, gather_to_first
-from llama_dyt.boosters.training_state import MOMENTS, Read
+from llama_dyt.boosters.training_state import MOMENTS, OwnParts, Read
 
 _FP32_BYTES = 4
 
@@ -178,6 +178,19 @@ class GeminiState:
         for name, master in self._masters.items():
             yield name, "param", part_of_payload(self._manager.get_chunk(master), master)
             yield from moments_of(name, self._optimizer.optim.state.get(self._stand_in(name), {}))
+
+    @torch.no_grad()
+    def take_own_parts(self, parts: OwnParts) -> None:
+        for name, master in self._masters.items():
+            chunk = self._manager.get_chunk(master)
+            for key, part in parts(name).items():
+                if key == "param":
+                    part_of_payload(chunk, master).copy_(part)
+                else:
+                    state = self._optimizer.optim.state[self._stand_in(name)]
+                    state[key] = part.to(chunk.payload.device, torch.float32, copy=True)
+        for chunk in self._manager.get_chunks(self._model.fp16_params):
+            self._round_masters_into(chunk)
 
     def gather(self, names: list[str], lend: bool = False) -> Iterator[tuple[str, dict[str, torch.Tensor] | None]]:
         return self._gather({name: self._masters[name] for name in names}, self._state_parts)

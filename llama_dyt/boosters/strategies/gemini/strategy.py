@@ -55,6 +55,9 @@ class Gemini(Strategy):
             host=states * offload_optim + weights * offload_param,
         )
 
+    def held_states(self, run: RunConfig, part: Any, ranks: int) -> int:
+        return share(part, ranks)
+
     def boost(self, run: RunConfig, model: Any, optimizer: Any, family: Any) -> Runtime:
         from llama_dyt.boosters.strategies.gemini.runtime import GeminiRuntime
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_dyt.boosters.capability import Capability
 from llama_dyt.boosters.strategies.zero.memory import zero_state_bytes
-from llama_dyt.boosters.strategy import StateBytes, Strategy
+from llama_dyt.boosters.strategy import StateBytes, Strategy, share
 from llama_dyt.config.run import RunConfig
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ class Hybrid(Strategy):
 
     def state_bytes(self, run: RunConfig, config: Any, part: Any, ranks: int) -> StateBytes:
         return zero_state_bytes(run, part, ranks, self.stage_of(run, ranks), self.offloads)
+
+    def held_states(self, run: RunConfig, part: Any, ranks: int) -> int:
+        return share(part, ranks) if self.stage_of(run, ranks) else part.num_trained
 
     def boost(self, run: RunConfig, model: Any, optimizer: Any, family: Any) -> Runtime:
         import torch.distributed as dist
