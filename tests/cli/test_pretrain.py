@@ -87,11 +87,13 @@ def test_a_checkpoint_has_the_documented_layout(pretrained):
     folders = sorted(path.name for path in pretrained.save_dir.iterdir() if path.is_dir())
     assert folders == [f"step_{step:08d}" for step in (NUM_STEPS // 2, NUM_STEPS)]
     step = pretrained.step(NUM_STEPS)
+    assert (pretrained.save_dir / "latest").read_text() == f"{step.name}\n"
     assert {path.name for path in step.iterdir()} == {
         "model",
         "optimizer",
         "lr_scheduler",
         "trainer_state.json",
+        "forward_check.json",
         "COMPLETE",
     }
     sizes = {str(p.relative_to(step)): p.stat().st_size for p in step.rglob("*") if p.is_file()}

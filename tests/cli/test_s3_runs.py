@@ -59,6 +59,7 @@ def test_a_run_killed_in_a_save_goes_on_to_what_an_undisturbed_one_comes_to(corp
     assert again.status == 0, again.stderr
     assert f"resumed from {RUN}/step_{NUM_STEPS // 2:08d}" in again.stderr
     assert f"removed {RUN}/{last}, the unfinished checkpoint" in again.stderr
+    assert (at(RUN) / "latest").read_text() == f"{last}\n"
     assert list(find_steps(at(RUN))) == [NUM_STEPS // 2, NUM_STEPS] and why_incomplete(at(RUN) / last) is None
     metrics = [json.loads(line) for line in (at(RUN) / "metrics.jsonl").read_text().splitlines()]
     assert [record["loss"] for record in metrics] == [record["loss"] for record in pretrained.metrics]

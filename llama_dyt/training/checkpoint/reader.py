@@ -22,7 +22,7 @@ from llama_dyt.models.tensor_files import StoredTensor, TensorFiles
 from llama_dyt.training.checkpoint.base import BASE_FILE, Base
 from llama_dyt.training.checkpoint.contents import ADAPTER, FORWARD_CHECK, MODEL
 from llama_dyt.training.checkpoint.marker import MARKER, step_of, why_incomplete
-from llama_dyt.training.checkpoint.publishing import find_steps, home_of
+from llama_dyt.training.checkpoint.publishing import LATEST, find_steps, home_of, latest_step
 
 
 def complete_steps(save_dir: Location) -> list[Location]:
@@ -71,6 +71,7 @@ def find_checkpoint(load: str, save_dir: Location, flag: str = "--load") -> Loca
             return path
     steps = complete_steps(path)
     if steps:
+        _warn_if_behind(path, step_of(steps[-1]))
         return steps[-1]
     _, faults = _sort_out(path)
     if faults:
@@ -86,6 +87,16 @@ def find_checkpoint(load: str, save_dir: Location, flag: str = "--load") -> Loca
         f"{flag} {load}: no complete checkpoint (step_… folder with a {MARKER} marker) in it; give a folder "
         "that holds one"
     )
+
+
+def _warn_if_behind(save_dir: Location, step: int) -> None:
+    """A checkpoint that was whole once, and is not found: removed, lost, or not yet seen by this machine."""
+    named = latest_step(save_dir)
+    if named is not None and named > step:
+        warnings.warn(
+            f"{save_dir / LATEST} names step {named}, which is not there whole: step {step} is the newest that is",
+            stacklevel=3,
+        )
 
 
 class Checkpoint:

@@ -6,8 +6,9 @@
         optimizer/        fp32 moments under the same names, `exp_avg.<name>` and `exp_avg_sq.<name>`; optimizer.json
         lr_scheduler      the schedule, JSON
         trainer_state.json
-        forward_check.json  what the weights compute (`forward_check.py`)
+        forward_check.json    what the weights compute (`forward_check.py`)
         COMPLETE          written last: every other file with its size and SHA-256 (`marker.py`)
+    save_dir/latest       after that: "step_00000100"
 
 Reading them is `reader.py`. Where they are kept, and how half of one is never taken for a whole, is `core.store`.
 
@@ -36,7 +37,7 @@ from llama_dyt.core.store import Location, Staging, store_of
 from llama_dyt.launch.claim import Claim
 from llama_dyt.training.checkpoint.contents import MODEL, Contents
 from llama_dyt.training.checkpoint.marker import Written, described, marker_of, step_folder
-from llama_dyt.training.checkpoint.publishing import clear_leftovers
+from llama_dyt.training.checkpoint.publishing import clear_leftovers, point_to_latest
 from llama_dyt.training.checkpoint.retention import Keep
 from llama_dyt.training.checkpoint.shards import shard_name
 from llama_dyt.training.checkpoint.tensor_writer import save_tensors
@@ -168,6 +169,7 @@ class CheckpointWriter:
             if self._claim is not None:
                 self._claim.check()
             staging.publish(marker_of(written), self._say)
+            point_to_latest(self.save_dir, step, self._say)
             self._keep.remove_others(self.save_dir, step, self._say)
 
         is_main = dist.get_rank() == 0

@@ -34,7 +34,7 @@ from llama_dyt.core.processes import leave_signals_to_parent
 from llama_dyt.core.store import Staging, at, store_of
 from llama_dyt.launch.claim import require_held
 from llama_dyt.training.checkpoint.messages import Job, SetUp, TensorFile, job_of, receive, send, set_up_of
-from llama_dyt.training.checkpoint.publishing import clear_leftovers
+from llama_dyt.training.checkpoint.publishing import clear_leftovers, point_to_latest
 from llama_dyt.training.checkpoint.shared_memory import SharedMemory
 
 ORPHAN_SECONDS = 900.0
@@ -145,6 +145,7 @@ class WritingProcess:
         self._require_held()
         staging.publish(marker_of(written), say)
         self._staging = None
+        point_to_latest(self._save_dir, job.step, say)
         self._given.keep.remove_others(self._save_dir, job.step, say)
 
     def _write_texts(self, staging: Staging, texts: dict[str, str]) -> None:
