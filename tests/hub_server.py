@@ -10,17 +10,30 @@ import base64
 import hashlib
 import json
 import re
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from tests.servers import Faulty, listening
+
 TOKEN = "hf_tests_only"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HUB_HERE = """
+import importlib, os
+os.environ["HF_HUB_OFFLINE"] = "0"
+rank = "rank" + os.environ.get("SLURM_PROCID", "0")
+os.environ["HF_TOKEN"] = rank
+if "CACHES" in os.environ:
+    os.environ["XDG_CACHE_HOME"] = os.path.join(os.environ["CACHES"], rank)
+import datasets.config, huggingface_hub.constants
+importlib.reload(huggingface_hub.constants)
+importlib.reload(datasets.config)
+"""
+"""A module to import: a fork has imported the client already, which has read the environment then. The server tells
+ranks by their tokens; where CACHES is a folder, each rank has a cache of its own, as if on a machine of its own."""
 _LARGE = (".safetensors", ".bin", ".gz", ".zst", ".parquet")
 _CUT_AFTER = 2 / 3
 
@@ -49,6 +62,7 @@ class Hub:
         faults: (regular expression found in "METHOD path", what becomes of the request), each for one request: a
             status, or "cut" for an answer that ends after two thirds.
         page: entries of a tree that are told at once.
+        web: files that are given out under /web/, as by any web server; a place that ends in ?moved is redirected.
         url: its address.
         sent: file → bytes of it that were sent; sent_to: the same by the token of who asked.
         ranges: (file, first byte) of every request for a part of a file but its first.
@@ -61,6 +75,7 @@ class Hub:
     repositories: dict[tuple[str, str], Repository]
     faults: list[tuple[str, int | str]] = field(default_factory=list)
     page: int = 3
+    web: Path | None = None
     url: str = ""
     sent: dict[str, int] = field(default_factory=dict)
     sent_to: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -92,8 +107,7 @@ class Hub:
             to[name] = to.get(name, 0) + num_bytes
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Faulty):
     hub: Hub
 
     def do_GET(self) -> None:
@@ -103,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.fault_of(f"{self.command} {path}")
         if isinstance(fault, int):
             return self.answer({"error": "a fault"}, fault, {"Retry-After": "1"} if fault == 429 else {})
+        if path.startswith("/web/"):
+            return self.from_web(path.removeprefix("/web/"), parts.query, fault)
         if path == "/api/whoami-v2":
             if not self.is_known():
                 return self.answer({"error": "nobody"}, 401)
@@ -219,10 +235,21 @@ class _Handler(BaseHTTPRequestHandler):
         headers["Location"] = f"{self.hub.url}/lfs/{kind}/{name}/{quote(revision, safe='')}/{file}"
         return self.answer({}, 302, headers)
 
+    def from_web(self, name: str, query: str, fault: int | str | None) -> None:
+        path = self.hub.web / name
+        if not path.is_file():
+            return self.answer({}, 404)
+        if query == "moved":
+            return self.answer({}, 302, {"Location": f"{self.hub.url}/web/{quote(name)}"})
+        return self.file(path, name, fault)
+
     def file(self, path: Path, name: str, fault: int | str | None) -> None:
         content = path.read_bytes()
         begin, end = 0, len(content)
-        if found := re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+        asked = self.headers.get("Range", "")
+        if self.headers.get("If-Range") not in (None, f'"{_digest(path)}"'):
+            asked = ""  # it is another one by now
+        if found := re.match(r"bytes=(\d+)-(\d*)", asked):
             begin, end = int(found[1]), min(int(found[2]) + 1 if found[2] else end, end)
             if begin >= len(content):
                 return self.answer({}, 416, {"Content-Range": f"bytes */{len(content)}"})
@@ -244,9 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(part)
         self.hub.count(name, len(part), self.headers.get("Authorization", "").removeprefix("Bearer "))
         if fault == "cut":
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
+            self.hang_up()
 
     def answer(self, value: dict | list, status: int = 200, headers: dict[str, str] | None = None) -> None:
         body = json.dumps(value).encode()
@@ -258,9 +283,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 def _files(folder: Path) -> Sequence[Path]:
@@ -275,19 +297,5 @@ def _digest(path: Path) -> str:
 def serving(hub: Hub) -> Iterator[Hub]:
     """Serve it until the end."""
 
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 64
-
-        def handle_error(self, *_: object) -> None:
-            pass  # clients that hang up
-
-    server = Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(type("Handler", (_Handler,), {"hub": hub})) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -17,9 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.servers import Faulty, listening
 
 KEY = "AKIATESTSONLYTESTSON"
 SECRET = "a-secret-of-the-tests-that-nothing-may-show"
@@ -152,9 +152,7 @@ def proxied(host: str, port: int) -> Iterator[S3Server]:
     """A server behind a proxy that makes faults."""
     s3 = S3Server()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Faulty):
         def do_GET(self) -> None:
             body = self.body()
             fault = s3.fault_of(f"{self.command} {self.path}")
@@ -205,27 +203,5 @@ def proxied(host: str, port: int) -> Iterator[S3Server]:
             if half:
                 self.hang_up()
 
-        def hang_up(self) -> None:
-            self.wfile.flush()
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 64
-
-        def handle_error(self, *_: object) -> None:
-            pass  # those that hang up, and who was killed
-
-    server = Server(("127.0.0.1", 0), Handler)
-    s3.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(Handler) as s3.url:
         yield s3
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -25,7 +25,8 @@ class DataSettings:
     dataset: str | None = option(
         "togethercomputer/RedPajama-Data-1T-Sample",
         "Text to train on: `sample` (built at once on this machine), a folder or glob of .jsonl, .jsonl.gz, "
-        ".jsonl.zst or .parquet, a .csv or .json, a hub dataset in the default's form, or a mixture (.yaml).",
+        ".jsonl.zst or .parquet, a .csv or .json, the same in a store (s3://BUCKET/…), a list of addresses (.txt), a "
+        "hub dataset in the default's form, or a mixture (.yaml).",
         short="-d",
         entries=TRAINING,
         defaults={"finetune": "yizhongw/self_instruct", "benchmark": None},

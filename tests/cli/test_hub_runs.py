@@ -14,22 +14,14 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from llama_dyt.data.formats.shards import open_shards
 from llama_dyt.training.trackers.jsonl import read_metrics
-from tests.cli.entries import Command
+from tests.cli.entries import Command, run_two_at_once
 from tests.forks import ROOT
-from tests.hub_server import TOKEN, Hub, Repository, serving
+from tests.hub_server import HUB_HERE, TOKEN, Hub, Repository, serving
 
 REDPAJAMA = "togethercomputer/RedPajama-Data-1T-Sample"
 TOKENIZER = "hf-internal-testing/llama-tokenizer"
-# A fork has imported the client already, which has read the environment then. The server tells ranks by their tokens.
-HUB_HERE = """
-import importlib, os
-os.environ["HF_HUB_OFFLINE"] = "0"
-os.environ["HF_TOKEN"] = "rank" + os.environ.get("SLURM_PROCID", "0")
-import datasets.config, huggingface_hub.constants
-importlib.reload(huggingface_hub.constants)
-importlib.reload(datasets.config)
-"""
 
 
 def lines(texts, **more) -> bytes:
@@ -99,6 +91,23 @@ def test_the_default_dataset_is_streamed_and_gone_on_with_exactly(corpus, hub, t
     assert any(f"/{REDPAJAMA}/resolve/main/arxiv_sample.jsonl" in path for path in hub.asked)
     assert any(f"/{TOKENIZER}/" in path for path in hub.asked)
     assert "RedPajama-Data-1T-Sample.py" not in hub.sent  # a loading script is not even fetched
+
+
+def test_machines_prepare_their_shares_of_the_hub(corpus, hub, tmp_path):
+    flags = ["-d", "someone/parquet", "--tokenizer", corpus.tokenizer, "--import", "hub_here", "-j", "1"]
+
+    def machine(rank):
+        words = [*flags, "-o", "of_two", "--rank", str(rank), "--world_size", "2"]
+        return Command("prepare_data", words, tmp_path, "srun", processes=2, only_rank=rank)
+
+    outcomes = run_two_at_once(machine(0), machine(1))
+    read = [{name for name in hub.sent_to[f"rank{rank}"] if name.endswith(".parquet")} for rank in range(2)]
+    assert all(outcome.status == 0 for outcome in outcomes), outcomes[0].stderr + outcomes[1].stderr
+    first = "data/train-00000-of-00004.parquet"  # where the client looks what columns there are
+    assert read[0] == {first, "data/train-00002-of-00004.parquet"}
+    assert read[1] - {first} == {f"data/train-0000{number}-of-00004.parquet" for number in (1, 3)}
+    lines = corpus.train.read_text(encoding="utf-8").splitlines()
+    assert open_shards(tmp_path / "of_two").num_documents == len(lines)
 
 
 @pytest.mark.matrix

@@ -54,7 +54,7 @@ class _Coming:
             path, used = self._future.result()
         except OSError as error:
             raise DataError(told(str(file.path), error), about=str(file.path)) from error
-        if path.stat().st_size != file.size:
+        if file.size not in (None, path.stat().st_size):
             used.close()
             raise DataError(f"{file.path}: is not what it was when the dataset was looked at", about=str(file.path))
         return path, used

@@ -1,104 +1,33 @@
 """Datasets of the Hugging Face hub, streamed through `datasets`, with positions and with errors that come at once.
 
 The hub is asked first, once and without retries, and told what to stream of repositories that only hold a loading
-script, which `datasets` no longer runs (the two default datasets are such).
+script, which `datasets` no longer runs (the two default datasets are such). Of one that holds no data but lists of
+addresses (`urls/*.txt`, as RedPajama-Data-1T) the lists are read: `url_lists`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from copy import copy
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from llama_dyt.core.errors import DataError
-from llama_dyt.data.formats import json_file, jsonl
+from llama_dyt.data.formats import json_file, jsonl, url_lists
 from llama_dyt.data.formats.format import Format
+from llama_dyt.data.formats.hub_client import LOCAL_REMEDY, PROBES, may_pass, patiently, probe, told
 from llama_dyt.data.formats.lines import parse_json_line
 from llama_dyt.data.formats.record_files import RecordReader, TextFields
 from llama_dyt.data.formats.sources import ReadOptions, Source, TextSource, too_few_files
 
-_PROBE_SECONDS = 10
-_PROBES = 4
 _STATE_EVERY = 256
 _RAW_LINE = "text"  # the column of datasets' "text" builder
 _PARQUET_REVISION = "refs/convert/parquet"
-_LOCAL_REMEDY = "use local .jsonl or .parquet files (-d FOLDER) or `-d sample`"
-
-
-def probe(
-    name: str, *, repo_type: str = "dataset", revision: str | None = None, flag: str = "--tokenizer"
-) -> list[str]:
-    """Asks the hub which files a repository has: once, but for a hub that is there and throttles or fails.
-
-    Args:
-        flag: what a repository of type "model" was given by, for messages.
-
-    Raises:
-        DataError: the hub cannot be reached, or the repository is missing or closed.
-    """
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    remedy = _LOCAL_REMEDY if repo_type == "dataset" else f"give {flag} a local folder or file"
-    kind = "dataset" if repo_type == "dataset" else "tokenizer"
-    try:
-        info = _repository(name, repo_type, revision)
-    except GatedRepoError as error:
-        raise DataError(
-            f"'{name}' needs permission; ask for it on its hub page and run `hf auth login`", about=name, noun=kind
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise DataError(
-            f"'{name}' is neither a local path nor on the hub (or it is private); check the name, or {remedy}",
-            about=name,
-            noun=kind,
-        ) from error
-    except HFValidationError as error:
-        raise DataError(
-            f"'{name}' is neither a local path nor a possible hub name; {remedy}", about=name, noun=kind
-        ) from error
-    except OfflineModeIsEnabled as error:
-        raise DataError(
-            f"'{name}' is no local path, and HF_HUB_OFFLINE forbids asking the hub; {remedy}", about=name, noun=kind
-        ) from error
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"'{name}' is no local path, and the hub cannot be reached ({reason}); {remedy}", about=name, noun=kind
-        ) from error
-    return [sibling.rfilename for sibling in info.siblings or []]
-
-
-def _repository(name: str, repo_type: str, revision: str | None):
-    """What the hub tells of it; a throttled answer, such as many ranks get at once, is waited for."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for attempt in count(1):
-        try:
-            return HfApi().repo_info(name, repo_type=repo_type, revision=revision, timeout=_PROBE_SECONDS)
-        except HfHubHTTPError as error:
-            if attempt == _PROBES or not _may_pass(error):
-                raise
-            asked = error.response.headers.get("Retry-After", "")
-            time.sleep(min(int(asked) if asked.isdigit() else 2**attempt, _PROBE_SECONDS))
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether it comes of a hub that is there and throttles or fails for now."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        return status == 429 or status >= 500
-    # Of files that the hub has just told of: asking for their place failed, which `datasets` takes for absence.
-    if isinstance(error, FileNotFoundError) and "Unable to find 'hf://" in str(error):
-        return True
-    cause = error.__cause__ or error.__context__
-    return cause is not None and _may_pass(cause)
 
 
 def plan(name: str, task: str | None, files: Sequence[str], converted: Sequence[str] | None) -> dict:
@@ -132,7 +61,7 @@ def plan(name: str, task: str | None, files: Sequence[str], converted: Sequence[
     if not chosen:
         raise DataError(
             f"'{name}' holds only a loading script and no complete converted `train` split for {task!r}; "
-            f"download it and {_LOCAL_REMEDY}",
+            f"download it and {LOCAL_REMEDY}",
             about=name,
             noun="dataset",
         )
@@ -145,6 +74,12 @@ def _is_json_lines(name: str) -> bool:
 
 def _has_script(name: str, files: Sequence[str]) -> bool:
     return f"{name.split('/')[-1]}.py" in files
+
+
+def lists_in(files: Sequence[str]) -> list[str]:
+    """The lists of addresses of a repository that has no data itself; [] where there are none."""
+    is_data = any(file.lower().endswith((".parquet", ".csv")) or _is_json_lines(file) for file in files)
+    return [] if is_data else sorted(file for file in files if url_lists.LIST.search(file))
 
 
 def needs_conversion(name: str, files: Sequence[str]) -> bool:
@@ -160,6 +95,7 @@ class HubSource(TextSource):
         task: the dataset's configuration, if it has several.
         skip_bad_lines: count unusable records instead of raising.
         reader: takes what is wanted of a record; None the texts of `fields`.
+        files: that the repository has, where they are known.
     """
 
     is_local = False
@@ -172,6 +108,7 @@ class HubSource(TextSource):
         task: str | None = None,
         skip_bad_lines: bool = False,
         reader: RecordReader | None = None,
+        files: Sequence[str] | None = None,
     ):
         self.name = name
         self.fields = tuple(fields)
@@ -180,35 +117,49 @@ class HubSource(TextSource):
         self.bad_lines = 0
         self._reader = reader or TextFields(self.fields)
         self.fingerprint = f"hub:{name}:{task or ''}:{','.join(self.fields)}{self._reader.mark}"
+        self._files = files
         self._plan: dict | None = None
         self._share: tuple[int, int] | None = None
+        self._divided: list[tuple[Any, bool]] = []  # the whole that shares are of: every load asks the hub again
 
-    def _open(self):
+    @property
+    def num_shares(self) -> int:
+        return self._whole()[0].num_shards
+
+    def _open(self) -> tuple[Any, bool]:
+        """(the stream, whether it is of raw lines)."""
+        if self._share is None:
+            return self._load()
+        (number, of), (stream, raw) = self._share, self._whole()
+        if stream.num_shards < of:
+            raise too_few_files(f"'{self.name}'", stream.num_shards, of)
+        return stream.shard(num_shards=of, index=number, contiguous=False), raw
+
+    def _whole(self) -> tuple[Any, bool]:
+        if not self._divided:
+            self._divided.append(self._load())
+        return self._divided[0]
+
+    def _load(self) -> tuple[Any, bool]:
         from datasets import load_dataset
 
         if self._plan is None:
             if Path(self.name).exists():
                 self._plan = {"path": self.name, "name": self.task}
             else:
-                files = probe(self.name)
+                files = probe(self.name) if self._files is None else self._files
                 converted = probe(self.name, revision=_PARQUET_REVISION) if needs_conversion(self.name, files) else None
                 self._plan = plan(self.name, self.task, files, converted)
         arguments = dict(self._plan)
         raw = arguments.pop("raw", False)
         for attempt in count(1):
             try:
-                stream = load_dataset(**arguments, streaming=True, split="train")
-                break
+                return load_dataset(**arguments, streaming=True, split="train"), raw
             except Exception as error:
-                if attempt == _PROBES or not _may_pass(error):
+                if attempt == PROBES or not may_pass(error):
                     raise
                 time.sleep(2**attempt)
-        if self._share is not None:
-            number, of = self._share
-            if stream.num_shards < of:
-                raise too_few_files(f"'{self.name}'", stream.num_shards, of)
-            stream = stream.shard(num_shards=of, index=number, contiguous=False)
-        return stream, raw
+        raise AssertionError
 
     def share(self, number: int, count: int) -> HubSource:
         part = copy(self)
@@ -276,7 +227,7 @@ class HubSource(TextSource):
             names = parts[1].replace("'", "")
             message = f"'{self.name}' {has}; choose with --task_name one of: {names}"
             return DataError(message, about=self.name, noun="dataset")
-        message = f"'{self.name}': cannot be streamed ({reason}); check it, or {_LOCAL_REMEDY}"
+        message = f"'{self.name}': cannot be streamed ({reason}); check it, or {LOCAL_REMEDY}"
         return DataError(message, about=self.name, noun="dataset")
 
 
@@ -289,7 +240,35 @@ class Hub(Format):
         return True
 
     def open(self, dataset: str, options: ReadOptions) -> Source:
-        return HubSource(dataset, options.fields, options.task, options.skip_bad_lines, options.reader)
+        if Path(dataset).exists():
+            files = None
+        else:
+            files = _files_of(dataset, os.environ.get("HF_ENDPOINT"))
+            if lists := lists_in(files):
+                chosen = url_lists.choose(dataset, lists, options)
+                texts = {name: _text_of(dataset, name, os.environ.get("HF_ENDPOINT")) for name in chosen}
+                return url_lists.ListedSource(dataset, texts, options)
+        return HubSource(dataset, options.fields, options.task, options.skip_bad_lines, options.reader, files)
+
+
+@cache
+def _files_of(name: str, endpoint: str | None) -> list[str]:
+    """As `probe`, asked once by a process."""
+    return probe(name)
+
+
+@cache
+def _text_of(name: str, file: str, endpoint: str | None) -> str:
+    """A small file of a repository, in its client's cache.
+
+    Raises:
+        DataError: the hub does not give it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with told(name, "dataset", LOCAL_REMEDY):
+        path = patiently(lambda: hf_hub_download(name, file, repo_type="dataset"))
+    return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 FORMAT = Hub()

@@ -64,7 +64,8 @@ class Match:
         """In one line, whatever the files are called."""
         count = sum(map(len, self.passed_over.values()))
         words = f"read {len(self.files):,} file{'' if len(self.files) == 1 else 's'}"
-        words += f" of {sum(file.size for file in self.files):,} bytes"
+        if all(file.size is not None for file in self.files):
+            words += f" of {sum(file.size for file in self.files):,} bytes"
         if count:
             words += f", passed over {count:,}: {self.reasons}"
         return printable(words)

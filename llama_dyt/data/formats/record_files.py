@@ -19,14 +19,15 @@ Fetched = tuple[Path, IO[str]]
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a dataset: where it lies, its name relative to the dataset (for positions), its size in bytes.
+    """One file of a dataset: where it lies, its name relative to the dataset (for positions), its size in bytes, which
+    is None where nobody has asked for it yet.
 
     `fetch` makes a copy on this machine, where it is not there; it is read as `fetched.on_this_machine` gives it.
     """
 
     path: Path | StorePath
     name: str
-    size: int
+    size: int | None
     fetch: Callable[[], Fetched] | None = None
 
 

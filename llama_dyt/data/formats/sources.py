@@ -98,10 +98,23 @@ class TextSource(Source):
     Attributes:
         fields: of each record, in the order of its values.
         files: what is read, where that is files; preparing cuts them into parts.
+        num_shares: into how many parts it can be divided at most (`share`); what is not read as files may have to ask.
     """
 
     fields: tuple[str, ...] = ("text",)
     files: Sequence[DataFile] = ()
+
+    @property
+    def num_shares(self) -> int:
+        return max(len(self.files), 1)
+
+    def sized_files(self) -> Sequence[DataFile]:
+        """`files`, the size of each known; asks who has them where it is not.
+
+        Raises:
+            DataError: some are not there.
+        """
+        return self.files
 
     def iterate(self, position: dict | None = None) -> Iterator[tuple[tuple[str, ...], dict]]:
         """Walks the records once, from the start or from a position.

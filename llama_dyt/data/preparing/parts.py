@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from llama_dyt.data.formats.bad_records import BadRecords, remedy_for
@@ -19,17 +20,29 @@ from llama_dyt.data.formats.sources import ReadOptions
 
 LEAST_PART_BYTES = 64 << 20
 MOST_PART_BYTES = 1 << 30
-_MANY_PARTS = 1024
+MANY_PARTS = 1024
 _UNPACKED_TIMES = 4  # a guess at how much more text than bytes a packed file holds; it only says what is small
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one process prepares at a time. `pieces` is empty where the source is no files; `size` is in bytes."""
+    """What one process prepares at a time.
+
+    Attributes:
+        pieces: of files; empty where the source is none.
+        size: in bytes.
+        turn: the number by which parts are dealt out to machines, those of one file that is fetched to the same; None
+            takes the part's own.
+    """
 
     number: int
     pieces: tuple[Piece, ...]
     size: int
+    turn: int | None = None
+
+    def is_of(self, rank: int, world_size: int) -> bool:
+        """Whether it is a machine's share."""
+        return (self.number if self.turn is None else self.turn) % world_size == rank
 
 
 def bad_records(options: ReadOptions) -> BadRecords:
@@ -44,14 +57,15 @@ def bad_records(options: ReadOptions) -> BadRecords:
 def part_bytes_of(files: Sequence[DataFile]) -> int:
     """How large a part shall be: a thousandth of the corpus, between 64 MB and 1 GB."""
     total = sum(file.size for file in files)
-    return min(max(total // _MANY_PARTS, LEAST_PART_BYTES), MOST_PART_BYTES)
+    return min(max(total // MANY_PARTS, LEAST_PART_BYTES), MOST_PART_BYTES)
 
 
 def cut_parts(files: Sequence[DataFile], part_bytes: int) -> list[Part]:
     """Cut files, in their order, into parts of about `part_bytes`.
 
     A large file is cut where its format can be (.jsonl at lines, .parquet at row groups); a packed one, which can only
-    be read from its start, is not; small files are put together.
+    be read from its start, is not; small files are put together. Parts of one file that has to be fetched are dealt
+    out to one machine.
     """
     parts: list[Part] = []
     pieces: list[Piece] = []
@@ -70,7 +84,10 @@ def cut_parts(files: Sequence[DataFile], part_bytes: int) -> list[Part]:
             size, weight = size + length, weight + more
     if pieces:
         parts.append(Part(len(parts), tuple(pieces), size))
-    return parts
+    if all(file.fetch is None for file in files):
+        return parts
+    turns = accumulate(int(part.pieces[0].start == 0) for part in parts)  # others go on with the file of the one before
+    return [replace(part, turn=turn - 1) for part, turn in zip(parts, turns, strict=True)]
 
 
 def read_part(

@@ -28,7 +28,7 @@ from llama_dyt.data.formats.shards import TokenShards
 from llama_dyt.data.formats.sources import SAMPLE_FOLDER, ReadOptions, TextSource
 from llama_dyt.data.opening import open_text
 from llama_dyt.data.preparing.journal import SETTINGS, Journal, remove_strays
-from llama_dyt.data.preparing.parts import Part, cut_parts, part_bytes_of
+from llama_dyt.data.preparing.parts import MANY_PARTS, Part, cut_parts, part_bytes_of
 from llama_dyt.data.preparing.settings import PrepareSettings
 from llama_dyt.data.preparing.tokenizer import settle_tokenizer
 from llama_dyt.data.preparing.worker import Job, PartTotal, make_preparer
@@ -95,12 +95,15 @@ def prepare(
     """
     options = settings.read_options(sample_folder)
     source = _open(settings, options)
-    files = source.files
+    files = source.sized_files()
     if show_progress and (found := source.in_words()) is not None:
         print(f"{printable(str(settings.dataset))}: {found}", file=sys.stderr)
     part_bytes = part_bytes or part_bytes_of(files)
-    # Of the hub each machine walks the whole dataset and takes its own documents.
-    parts = cut_parts(files, part_bytes) if files else [Part(rank, (), 0) for rank in range(settings.world_size)]
+    num_shares = 0 if files else _num_shares(source, settings, show_progress)
+    if files:
+        parts = cut_parts(files, part_bytes)
+    else:
+        parts = [Part(number, (), 0) for number in range(num_shares or settings.world_size)]
     output = Path(settings.output_path)
     journal_folder = output / f".journal_{settings.rank:05d}_of_{settings.world_size:05d}"
     with _made(journal_folder):
@@ -131,7 +134,7 @@ def prepare(
             shard_tokens=shard_tokens,
             dataset=str(settings.dataset),
             sources=[{"name": file.name, "bytes": file.size, **field} for file in files]
-            or [{"name": source.fingerprint}],
+            or [{"name": source.fingerprint, "parts": len(parts)}],
             num_bad_lines=0,
             num_empty_documents=0,
             shards=[],
@@ -157,6 +160,7 @@ def prepare(
             rank=settings.rank,
             world_size=settings.world_size,
             dataset=None if files else str(settings.dataset),
+            num_shares=num_shares,
             progress=journal_folder / "progress",
         )
         return _finish(output, draft, job, parts, settings, show_progress)
@@ -177,6 +181,18 @@ def _open(settings: PrepareSettings, options: ReadOptions) -> TextSource:
         except LlamaDytError as error:
             problems.append(str(error))
     raise DataError("\n".join(problems))
+
+
+def _num_shares(source: TextSource, settings: PrepareSettings, say: bool) -> int:
+    """Into how many shares what is no files is divided, each a part that one machine reads alone; the same for any
+    number of machines, but 0 where there are more of them: then each reads all, and keeps every so manieth document."""
+    count = min(source.num_shares, MANY_PARTS) if source.can_be_shared else 0
+    if count >= settings.world_size:
+        return count
+    if say and settings.world_size > 1:
+        has = f"has {count} file{'' if count == 1 else 's'}" if count else "cannot be divided"
+        print(f"{settings.dataset} {has}: each of the {settings.world_size} machines reads all of it", file=sys.stderr)
+    return 0
 
 
 @contextlib.contextmanager
@@ -224,7 +240,7 @@ def _finish(
     begin = time.monotonic()
     with writing(job.progress):
         np.zeros(len(parts), np.int64).tofile(job.progress)
-    own = [part for part in parts if part.number % settings.world_size == settings.rank]
+    own = [part for part in parts if part.is_of(settings.rank, settings.world_size)]
     journal = Journal(job.output, job.journal)
     before = sum(entry.tokens for part in own for entry in journal.entries(part.number))
     remove_strays(job.output, own, journal)

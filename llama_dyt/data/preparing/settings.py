@@ -29,8 +29,8 @@ class PrepareSettings:
 
     dataset: str | None = option(
         None,
-        "Text to prepare: `sample`, a folder, file or glob of .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a hub "
-        "dataset.",
+        "Text to prepare: `sample`, a folder, file or glob of .jsonl, .jsonl.gz, .jsonl.zst or .parquet, the same in a "
+        "store (s3://BUCKET/…), a list of addresses (.txt), or a hub dataset.",
         short="-d",
         spellings=("data_path",),
         entries=_HERE,

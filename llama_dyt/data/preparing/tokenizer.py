@@ -27,6 +27,7 @@ from llama_dyt.data.tokenizing.tokenizer import (
 FOLDER = "tokenizer"
 TRAINING_CHARACTERS = 20_000_000
 """Seen by the training of a tokenizer; BPE on more takes long and changes little."""
+_MOST_FETCHED = 32
 
 
 def settle_tokenizer(settings: PrepareSettings, parts: list[Part], sample_folder: str | os.PathLike):
@@ -86,7 +87,10 @@ def _default(settings: PrepareSettings, sample_folder) -> str:
 
 
 def _some_texts(settings: PrepareSettings, parts: list[Part], sample_folder: str) -> Iterator[str]:
-    """The beginning of every part, an equal share of TRAINING_CHARACTERS from each, without what is held out."""
+    """The beginning of every part, an equal share of TRAINING_CHARACTERS from each, without what is held out. Of files
+    that have to be fetched some are enough."""
+    fetched = [part for part in parts if part.turn is not None and part.pieces[0].start == 0]
+    parts = fetched[:: -(-len(fetched) // _MOST_FETCHED)] if fetched else parts
     options = settings.read_options(sample_folder)
     bad = bad_records(options)
     share = -(-TRAINING_CHARACTERS // len(parts))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from llama_dyt.core.errors import DataError
 from llama_dyt.data.formats.bad_records import BadRecords
 from llama_dyt.data.formats.manifest import SPLITS
 from llama_dyt.data.formats.shard_writer import ShardWriter
-from llama_dyt.data.formats.sources import ReadOptions
+from llama_dyt.data.formats.sources import ReadOptions, TextSource
 from llama_dyt.data.opening import open_text
 from llama_dyt.data.order.held_out import is_held_out
 from llama_dyt.data.preparing.journal import Entry, Journal
@@ -42,7 +42,9 @@ class Job:
         bos, eos: ids around each document, or None.
         options: how records are read.
         shard_tokens: a shard ends with the batch that brings it to so many.
-        dataset: whose documents are dealt out to the machines one by one, where it is no files; None for files.
+        dataset: what is read, where it is no files; None for files.
+        num_shares: of such a dataset, each a part; 0 where it has fewer than there are machines, so that its documents
+            are dealt out to them one by one.
         progress: file of int64, tokens so far by part.
     """
 
@@ -59,6 +61,7 @@ class Job:
     rank: int
     world_size: int
     dataset: str | None
+    num_shares: int
     progress: Path
 
 
@@ -98,6 +101,7 @@ def make_preparer(job: Job):
     encode = _load_encoder(job)
     journal = Journal(job.output, job.journal)
     progress = np.memmap(job.progress, np.int64, "r+")
+    opened = cache(lambda: open_text(job.dataset, job.options))
 
     def handle(task: tuple[Part, int | None]) -> PartTotal:
         part, limit = task
@@ -105,7 +109,7 @@ def make_preparer(job: Job):
         tokens = sum(entry.tokens for entry in entries)
         progress[part.number] = tokens
         if not entries or entries[-1].next is not None:
-            for entry in _stretches(job, encode, part, entries, limit, progress):
+            for entry in _stretches(job, encode, opened, part, entries, limit, progress):
                 journal.add(entry)
                 entries.append(entry)
         return PartTotal(sum(entry.tokens for entry in entries), entries[-1].truncated)
@@ -113,10 +117,10 @@ def make_preparer(job: Job):
     return handle
 
 
-def _stretches(job: Job, encode, part: Part, done: list[Entry], limit: int | None, progress) -> Iterator[Entry]:
+def _stretches(job: Job, encode, opened, part: Part, done: list[Entry], limit: int | None, progress) -> Iterator[Entry]:
     """What is left of a part, one entry a stretch, its shards written."""
     bad = bad_records(job.options)
-    documents = _documents(job, part, done[-1].next if done else None, bad)
+    documents = _documents(job, opened, part, done[-1].next if done else None, bad)
     total = sum(entry.tokens for entry in done)
     number, place = len(done), None
     truncated = False
@@ -158,15 +162,19 @@ def _stretches(job: Job, encode, part: Part, done: list[Entry], limit: int | Non
         number += 1
 
 
-def _documents(job: Job, part: Part, place: Any, bad: BadRecords) -> Iterator[tuple[str, Any]]:
+def _documents(
+    job: Job, opened: Callable[[], TextSource], part: Part, place: Any, bad: BadRecords
+) -> Iterator[tuple[str, Any]]:
     if job.dataset is None:
         yield from read_part(part, place, job.options, bad)
         return
-    source = open_text(job.dataset, job.options)
+    source = opened()
+    if job.num_shares:
+        source = source.share(part.number, job.num_shares)
     already = (place or {}).get("bad_lines", 0)
     for values, after in source.iterate(place):
         bad.count = source.bad_lines - already
-        if (after["row"] - 1) % job.world_size == job.rank:
+        if job.num_shares or (after["row"] - 1) % job.world_size == job.rank:
             yield values[0], after
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_dyt.core.errors import ConfigurationError, DataError
-from llama_dyt.data.formats.hub import probe
+from llama_dyt.data.formats.hub_client import probe
 from llama_dyt.data.tokenizing.prompt_encoding import recognises_special_tokens
 from llama_dyt.data.tokenizing.sentencepiece_model import SentencePieceModel
 

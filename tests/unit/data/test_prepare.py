@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -393,7 +394,7 @@ class Streamed(Hub):
         return dataset.endswith("/hub")
 
 
-def test_a_streamed_dataset_is_dealt_out_to_the_machines_and_gone_on_from(
+def test_a_streamed_dataset_of_one_file_is_dealt_out_by_documents_and_gone_on_from(
     tokenizer, tokenizer_folder, tmp_path, monkeypatch
 ):
     texts = texts_of(40)
@@ -417,6 +418,7 @@ def test_a_streamed_dataset_is_dealt_out_to_the_machines_and_gone_on_from(
             rank=rank,
             world_size=2,
             dataset=str(tmp_path / "hub"),
+            num_shares=0,
             progress=journal / "progress",
         )
         total = make_preparer(job)((Part(rank, (), 0), None))
@@ -429,6 +431,23 @@ def test_a_streamed_dataset_is_dealt_out_to_the_machines_and_gone_on_from(
         shards = [shard for entry in entries for shard in entry.shards]
         found = np.concatenate([np.fromfile(shard.tokens_file(job.output), "<u2") for shard in shards])
         assert found.tolist() == [token for document in framed(tokenizer, texts[rank::2]) for token in document]
+
+
+def test_a_streamed_dataset_of_many_files_is_divided_and_the_same_from_any_number_of_machines(
+    tokenizer, tokenizer_folder, tmp_path, monkeypatch
+):
+    texts = [texts_of(10, seed) for seed in range(5)]
+    for number, mine in enumerate(texts):
+        write_parquet(tmp_path / "hub" / f"train-{number}.parquet", mine)
+    monkeypatch.setattr(FORMATS, "_entries", {"streamed": Streamed()})
+    for machines in (1, 2):
+        for rank in range(machines):
+            flags = settings(tmp_path / "hub", tmp_path / f"of_{machines}", tokenizer_folder, num_workers=2)
+            report = prepare(replace(flags, rank=rank, world_size=machines), **SMALL)
+        assert report.documents["train"] == (50 if machines == 1 else 20)  # the second has the second and the fourth
+    assert documents_of(tmp_path / "of_1") == documents_of(tmp_path / "of_2") == framed(tokenizer, sum(texts, []))
+    only_manifests = ("manifest",)
+    assert content(tmp_path / "of_1", only_manifests) == content(tmp_path / "of_2", only_manifests)
 
 
 def test_more_machines_than_parts(tokenizer, tokenizer_folder, tmp_path):
