@@ -186,9 +186,11 @@ class LlamaDytDecoderLayer(GradientCheckpointingLayer):
         attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         past_key_values: Cache | None = None,
+        mlp_arguments: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """(batch, sequence, hidden_size) to the same. `position_embeddings`: cos and sin of `RotaryEmbedding`."""
+        """(batch, sequence, hidden_size) to the same. `position_embeddings`: cos and sin of `RotaryEmbedding`;
+        `mlp_arguments`: what `feed_forward` is called with besides, where a family's decoder has something for it."""
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
@@ -197,7 +199,11 @@ class LlamaDytDecoderLayer(GradientCheckpointingLayer):
             **kwargs,
         )
         hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + self.feed_forward(self.post_attention_layernorm(hidden_states), **(mlp_arguments or {}))
+
+    def feed_forward(self, normed: Tensor) -> Tensor:
+        """(batch, sequence, hidden_size) to the same. A family whose MLP is called with more takes that here."""
+        return self.mlp(normed)
 
 
 class LlamaDytPreTrainedModel(PreTrainedModel):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache
 from transformers.activations import ACT2FN
 
 from llama_dyt.models.llama.modeling_llama_dyt import (
@@ -135,26 +134,9 @@ class MixtralDytDecoderLayer(LlamaDytDecoderLayer):
         super().__init__(config, layer_idx)
         self.layer_idx = layer_idx
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Cache | None = None,
-        routing: RoutingPass | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """(batch, sequence, hidden_size) to the same. `position_embeddings`: cos and sin of `RotaryEmbedding`."""
-        attended, _ = self.self_attn(
-            self.input_layernorm(hidden_states),
-            position_embeddings=position_embeddings,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
-        hidden_states = hidden_states + attended
-        normed = self.post_attention_layernorm(hidden_states)
-        return hidden_states + self.mlp(normed, routing, self.layer_idx, self.auxiliary_weight)
+    def feed_forward(self, normed: Tensor, routing: RoutingPass | None = None) -> Tensor:
+        """`routing`: as of `MixtralDytSparseMoeBlock`."""
+        return self.mlp(normed, routing, self.layer_idx, self.auxiliary_weight)
 
 
 class MixtralDytModel(LlamaDytModel):
@@ -178,7 +160,7 @@ class MixtralDytModel(LlamaDytModel):
     @contextmanager
     def through_layers(self, attention_mask: Tensor | None, first_layer: int = 0) -> Iterator[dict[str, Any]]:
         with self.routing_board.through_layers(first_layer, attention_mask) as routing:
-            yield {"routing": routing}
+            yield {"mlp_arguments": {"routing": routing}}
 
 
 class MixtralDytForCausalLM(LlamaDytForCausalLM):
