@@ -34,5 +34,6 @@ def follow_routing(run: RunConfig, module: nn.Module, family: ModelSpec, grid: G
     # Gradients are averaged over `averaged_over` ranks; `tp_size` ones count the same tokens. A layer's weight is
     # divided by the slices of split_gather, but a router reads whole sequences.
     board.copies = grid.averaged_over * grid.tp_size * slices
+    board.alike = grid.tp_size
     board.chunks = run.booster.model_chunks if grid.pp_size > 1 else 1
     return board

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -17,11 +18,14 @@ from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.boosters.layers import expert_exchange
 from llama_dyt.boosters.strategies.hybrid import clipping, runtime
 from llama_dyt.models import empty_model
+from llama_dyt.training.callbacks.routing import Routing
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import cases, small_run
 from tests.distributed.small_run import Layout
 
 FAMILY = "mixtral_8x2m"
+LIMITED = f"{FAMILY} limited"
+"""The same with a capacity."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,14 @@ def _steps(layout: Layout, skewed: bool) -> Steps:
                     lambda gate, _, logits: logits + torch.tensor([9.0, 8.0, 0.0, 0.0], device=logits.device)
                 )
     return steps_of(boosted)
+
+
+def routing_record(layout: Layout, accumulation: int) -> dict[str, Any]:
+    """What is logged of a step whose experts have a capacity."""
+    run = small_run.run_config(layout, layout.precisions[0], accumulation)
+    boosted = cases.boost(run, family=LIMITED)
+    steps_of(boosted, num_steps=1)
+    return Routing(run).record(SimpleNamespace(boosted=boosted), None)
 
 
 def faulty(fault: str) -> Steps:

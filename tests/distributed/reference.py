@@ -7,7 +7,7 @@ optimizer are torch's own.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from tests.distributed import small_run
+from tests.distributed.masked_experts import Together, masked
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,17 +46,17 @@ def train(
     tied: bool = False,
     z_loss: float = 0.0,
     family: str = "15m",
-    micro_batches: tuple[tuple[int, ...], ...] | None = None,
+    together: Together | None = None,
 ) -> Trajectory:
     """Train the small run in one process.
 
     Args:
         precision: "fp32"; or "bf16" or "fp16" for a copy of the model in it that computes the gradients, while fp32
             weights are kept and updated. The distance between the two is the noise of half precision itself.
-        micro_batches: of a family with experts, the rows whose routing is balanced together.
+        together: of a family with experts, the tokens whose routing is balanced together, and that contend for places.
     """
     model = small_run.small_model(norm, tied=tied, family=family)
-    if micro_batches is not None:  # only what `routing_losses_of` says is to have a gradient
+    if together is not None:  # only what `routing_losses_of` says is to have a gradient
         model.model.routing_board.balance = model.model.routing_board.z = 0.0
     worker = model if precision == "fp32" else copy.deepcopy(model).to(HALF[precision])
     # fp16 gradients as small as these would vanish; a power of two changes nothing else.
@@ -69,8 +70,13 @@ def train(
             for copied, master in zip(worker.parameters(), model.parameters()):
                 copied.copy_(master)
         worker.zero_grad()
-        loss, penalty = losses_of(worker, step)
-        of_routers = 0.0 if micro_batches is None else routing_losses_of(worker, step, micro_batches)
+        of_routers: torch.Tensor | float = 0.0
+        if together is None:
+            loss, penalty = losses_of(worker, step)
+        else:
+            with masked(worker, together):
+                loss, penalty = losses_of(worker, step)
+            of_routers = routing_losses_of(worker, step, together)
         ((loss + z_loss * penalty + of_routers) * scale).backward()
         for copied, master in zip(worker.parameters(), model.parameters()):
             master.grad = copied.grad.float() / scale
@@ -105,23 +111,24 @@ def losses_of(model: torch.nn.Module, step: int) -> tuple[torch.Tensor, torch.Te
     return loss, logits.logsumexp(-1).square()[targets != -100].sum() / count
 
 
-def routing_losses_of(model: torch.nn.Module, step: int, micro_batches: tuple[tuple[int, ...], ...]) -> torch.Tensor:
+def routing_losses_of(model: torch.nn.Module, step: int, together: Together) -> torch.Tensor:
     """The routers' losses, a mean over micro batches: the balance by transformers' own function, the z-loss by hand."""
     config, (ids, _) = model.config, small_run.global_batch(step)
     total = torch.zeros(())
-    for rows in micro_batches:
+    for rows in together.micro_batches:
         logits: list[torch.Tensor] = []
         hooks = [
             layer.mlp.gate.register_forward_hook(lambda *call, logits=logits: logits.append(call[2]))
             for layer in model.model.layers
         ]
-        model(torch.from_numpy(ids)[list(rows)])
+        with masked(model, replace(together, micro_batches=(tuple(range(len(rows))),))):
+            model(torch.from_numpy(ids)[list(rows)])
         for hook in hooks:
             hook.remove()
         balance = load_balancing_loss_func(tuple(logits), config.num_local_experts, config.num_experts_per_tok)
         z = torch.cat(logits).logsumexp(-1).square().mean()
         total = total + config.router_aux_loss_coef * balance + config.router_z_loss_coef * z
-    return total / len(micro_batches)
+    return total / len(together.micro_batches)
 
 
 def distance(value: torch.Tensor, reference: torch.Tensor) -> float:

@@ -126,6 +126,7 @@ OF_FAMILIES = {
     "mixtral_8x2m": {"num_local_experts": 4, "router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1},
 }
 """What a small model of each family has beside the common figures: a window shorter than the text, wider heads."""
+OF_FAMILIES["mixtral_8x2m limited"] = OF_FAMILIES["mixtral_8x2m"] | {"expert_capacity_factor": 0.9}
 
 
 def micro_batch_rows(layout: Layout, accumulation: int) -> tuple[tuple[int, ...], ...]:
@@ -137,9 +138,9 @@ def micro_batch_rows(layout: Layout, accumulation: int) -> tuple[tuple[int, ...]
 
 
 def model_config(norm: str = "dyt", num_layers: int = 4, tied: bool = False, family: str = "15m") -> LlamaDytConfig:
-    """`family`: a preset of it."""
+    """`family`: a preset of it, and a word where `OF_FAMILIES` has it in several ways."""
     return build_config(
-        family,
+        family.split()[0],
         norm=norm,
         **OF_FAMILIES[family],
         hidden_size=48,

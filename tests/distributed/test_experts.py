@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from tests.distributed import cases, expert_cases, reference
-from tests.distributed.expert_cases import FAMILY, FAULTS
+from tests.distributed import cases, expert_cases, reference, small_run
+from tests.distributed.expert_cases import FAMILY, FAULTS, LIMITED
+from tests.distributed.masked_experts import Together, masked
 from tests.distributed.matrix import MATRIX_LAYOUTS
 from tests.distributed.parity import (
     EXACT_GRADIENTS,
@@ -17,13 +19,18 @@ from tests.distributed.parity import (
     check_weights,
     merged,
 )
-from tests.distributed.small_run import GLOBAL_ROWS, Layout, hybrid, micro_batch_rows
+from tests.distributed.small_run import GLOBAL_ROWS, LENGTH, Layout, hybrid, micro_batch_rows
 
 pytestmark = pytest.mark.distributed
 
 
 def spread(plugin: str, world_size: int, ep: int) -> Layout:
     return Layout(plugin, world_size, flags=(("ep", ep),))
+
+
+def together(layout: Layout, accumulation: int) -> Together:
+    """The tokens whose routing is balanced together, and that contend for the places of an expert."""
+    return Together(micro_batch_rows(layout, accumulation), layout.dp, layout.slices)
 
 
 EVERY_TIME = [
@@ -59,11 +66,66 @@ def test_boosted_training_equals_plain_pytorch(pool, layout: Layout, norm: str, 
     results = pool(layout.world_size).run(
         cases.train, layout=layout, precision="fp32", accumulation=accumulation, **model
     )
-    exact = {**model, "micro_batches": micro_batch_rows(layout, accumulation)}
+    exact = {**model, "together": together(layout, accumulation)}
     check_gradients(results, "fp32", **exact)
     check_grad_norms(results, "fp32", **exact)
     check_losses(results, "fp32", **exact)
     check_weights(results, "fp32", **exact)
+
+
+LIMITED_EVERY_TIME = [(spread("zero1", 4, ep=2), "dyt", 1), (hybrid(4, tp=2, ep=2), "rmsnorm", 2)]
+LIMITED_CASES = LIMITED_EVERY_TIME + [
+    pytest.param(layout, "dyt", accumulation, marks=pytest.mark.matrix)
+    for layout in [
+        *SPREAD,
+        Layout("ddp", 2),
+        hybrid(4, sp=2),
+        hybrid(4, tp=2, pp=2, sp_mode="split_gather"),
+        Layout("fsdp", 2),
+    ]
+    for accumulation in (1, 2)
+    if GLOBAL_ROWS // (layout.dp * accumulation) >= (2 * layout.pp if layout.pp > 1 else 1)
+]
+
+
+@pytest.mark.parametrize(("layout", "norm", "accumulation"), LIMITED_CASES, ids=str)
+def test_tokens_beyond_an_experts_capacity_are_dropped_as_one_process_would(pool, layout, norm, accumulation):
+    """Also where layers run once more in the backward pass."""
+    model = {"family": LIMITED, "norm": norm, "num_steps": 3}
+    recompute = accumulation == 2
+    results = pool(layout.world_size).run(
+        cases.train,
+        layout=layout,
+        precision="fp32",
+        accumulation=accumulation,
+        gradient_checkpoint=recompute,
+        **model,
+    )
+    exact = {**model, "together": together(layout, accumulation)}
+    check_gradients(results, "fp32", **exact)
+    check_grad_norms(results, "fp32", **exact)
+    check_losses(results, "fp32", **exact)
+    check_weights(results, "fp32", **exact)
+
+
+def test_what_is_dropped_is_counted_over_all_ranks_layers_and_micro_batches(pool):
+    """Each rank has two rows of a micro batch in all of these layouts, so the same choices have no place in all."""
+    layouts = [
+        (Layout("ddp", 4), 1),
+        (spread("ddp", 4, ep=2), 1),
+        (spread("fsdp", 4, ep=4), 1),
+        (hybrid(4, tp=2, ep=2), 2),
+        (hybrid(4, pp=2, ep=2), 1),
+    ]
+    pairs = tuple((row, row + 1) for row in range(0, GLOBAL_ROWS, 2))
+    model = small_run.small_model(family=LIMITED)
+    with masked(model, Together(pairs)) as dropped:
+        model(torch.from_numpy(small_run.global_batch(0)[0]))
+    assert sum(dropped) > 100
+    for layout, accumulation in layouts:
+        for record in pool(4).run(expert_cases.routing_record, layout=layout, accumulation=accumulation):
+            assert record["router_dropped"] == sum(dropped), layout
+            assert record["router_dropped_share"] == pytest.approx(sum(dropped) / (4 * GLOBAL_ROWS * LENGTH * 2))
 
 
 @pytest.mark.matrix
@@ -74,7 +136,7 @@ def test_gradients_in_half_precision_are_as_near_as_half_precision_is(pool, layo
     results = pool(layout.world_size).run(
         cases.train, layout=layout, precision="bf16", accumulation=accumulation, **model
     )
-    exact = {**model, "micro_batches": micro_batch_rows(layout, accumulation)}
+    exact = {**model, "together": together(layout, accumulation)}
     check_gradients(results, "bf16", **exact)
     check_grad_norms(results, "bf16", **exact)
 
@@ -106,9 +168,7 @@ def test_all_tokens_may_go_to_the_experts_of_one_rank(pool, layout: Layout):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_seen(pool, fault: str):
     results = pool(2).run(expert_cases.faulty, fault=fault)
-    exact = reference.train(
-        family=FAMILY, num_steps=1, micro_batches=micro_batch_rows(spread("ddp", 2, ep=2), accumulation=2)
-    )
+    exact = reference.train(family=FAMILY, num_steps=1, together=together(spread("ddp", 2, ep=2), accumulation=2))
     distances = reference.distances(merged(results, "gradients"), exact.gradients)
     norms = [abs(result.grad_norms[0] / exact.grad_norms[0] - 1) for result in results]
     alike = results[0].dense == results[1].dense

@@ -9,30 +9,34 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn import functional as F
 
 
 def exchanged(
     experts: nn.Module, group: dist.ProcessGroup, tokens: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """As `MixtralDytExperts.forward`, of experts that the ranks of `group` have between them, the first ones the first.
-    Collective, backward too; no token is dropped.
+    Collective, backward too; only choices that have a place are sent.
 
     A rank may get no token, or all.
     """
     size, own = dist.get_world_size(group), len(next(experts.parameters()))
     order = chosen.flatten().argsort(stable=True)
-    counts = torch.zeros(size * own, dtype=torch.int64, device=chosen.device)
+    counts = torch.zeros(size * own + 1, dtype=torch.int64, device=chosen.device)
     counts.scatter_add_(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
+    counts = counts[:-1]  # the last are of no expert, and lie behind all others
     arriving = torch.empty_like(counts)  # of each rank for each expert here
     dist.all_to_all_single(arriving, counts, group=group)
     sent, received = counts.view(size, own).sum(1).tolist(), arriving.view(size, own).sum(1).tolist()
-    rows = _Exchange.apply(tokens[order // chosen.shape[1]], sent, received, group)
+    rows = _Exchange.apply(tokens[order[: sum(sent)] // chosen.shape[1]], sent, received, group)
     # They lie by rank and then by expert, and are wanted by expert.
     expert = torch.arange(own, device=chosen.device).repeat(size).repeat_interleave(arriving)
     by_expert = expert.argsort(stable=True)
     ends = arriving.view(size, own).sum(0).cumsum(0).int()
     outputs = experts.of_rows(rows[by_expert], ends)
     outputs = _Exchange.apply(outputs[_inverse(by_expert)], received, sent, group)
+    if len(outputs) < len(order):  # those that had no place
+        outputs = F.pad(outputs, (0, 0, 0, len(order) - len(outputs)))
     outputs = outputs[_inverse(order)].view(*chosen.shape, -1)
     return (outputs * weights[..., None]).sum(1).to(tokens.dtype)
 

@@ -5,6 +5,8 @@ A saved model carries it along, so that the folder loads where this package is n
 
 from __future__ import annotations
 
+import math
+
 from huggingface_hub.dataclasses import strict
 
 from llama_dyt.models.llama.configuration_llama_dyt import LlamaDytConfig
@@ -21,11 +23,13 @@ class MixtralDytConfig(LlamaDytConfig):
             in training whatever `output_router_logits` says.
         router_z_loss_coef: coefficient of the mean squared logarithm of the denominator of the routers' softmax.
         router_jitter_noise: in training a token is multiplied by numbers from 1 ± this before router and experts.
+        expert_capacity_factor: in training an expert takes no more tokens of a micro batch than this times an even
+            share (`models.ops.capacity`); those beyond have nothing of it. None: it takes all, as in evaluation.
         output_router_logits: for transformers' own class; nothing here.
         sliding_window: how many tokens back attention sees, the token itself among them; None: all.
 
     Raises (beside LlamaDytConfig's):
-        StrictDataclassError: more experts a token than there are.
+        StrictDataclassError: more experts a token than there are; a capacity that is not above 0.
     """
 
     model_type = "mixtral_dyt"
@@ -43,6 +47,7 @@ class MixtralDytConfig(LlamaDytConfig):
     router_aux_loss_coef: float | int = 0.001
     router_z_loss_coef: float | int = 0.0
     router_jitter_noise: float | int = 0.0
+    expert_capacity_factor: float | int | None = None
     sliding_window: int | None = None
 
     def __post_init__(self, **kwargs):
@@ -50,6 +55,10 @@ class MixtralDytConfig(LlamaDytConfig):
             raise ValueError(
                 f"num_experts_per_tok {self.num_experts_per_tok} is not from 1 to the {self.num_local_experts} experts "
                 "that a layer has (num_local_experts)"
+            )
+        if self.expert_capacity_factor is not None and not 0 < self.expert_capacity_factor < math.inf:
+            raise ValueError(
+                f"expert_capacity_factor {self.expert_capacity_factor} is not above 0; 1 is an even share of the tokens"
             )
         super().__post_init__(**kwargs)
 

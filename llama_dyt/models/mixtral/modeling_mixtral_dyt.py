@@ -20,6 +20,7 @@ from llama_dyt.models.llama.modeling_llama_dyt import (
     LlamaDytModel,
 )
 from llama_dyt.models.mixtral.configuration_mixtral_dyt import MixtralDytConfig
+from llama_dyt.models.ops.capacity import capacity_of, within_capacity
 from llama_dyt.models.ops.grouped_linear import grouped_linear
 from llama_dyt.models.ops.routing import RoutingBoard, RoutingPass
 
@@ -62,7 +63,7 @@ class MixtralDytExperts(nn.Module):
         """
         Args:
             tokens: (tokens, hidden_size).
-            chosen: (tokens, k), the experts of each.
+            chosen: (tokens, k), the experts of each; the number of experts where a choice has no place.
             weights: (tokens, k) fp32, by which their outputs are added up.
         """
         order = chosen.flatten().argsort(stable=True)
@@ -85,10 +86,10 @@ class MixtralDytExperts(nn.Module):
 
 
 def ends_of_groups(chosen: Tensor, num_experts: int) -> Tensor:
-    """(experts,) int32: where the rows of each expert end, once they are sorted by expert."""
-    counts = torch.zeros(num_experts, dtype=torch.int64, device=chosen.device)
+    """(experts,) int32: where the rows of each expert end, once they are sorted by expert; those of none come last."""
+    counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=chosen.device)
     counts.scatter_add_(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
-    return counts.cumsum(0).int()
+    return counts[:-1].cumsum(0).int()
 
 
 class MixtralDytSparseMoeBlock(nn.Module):
@@ -98,6 +99,7 @@ class MixtralDytSparseMoeBlock(nn.Module):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.jitter_noise = config.router_jitter_noise
+        self.capacity_factor = config.expert_capacity_factor
         self.gate = MixtralDytRouter(config)
         self.experts = MixtralDytExperts(config)
 
@@ -119,10 +121,18 @@ class MixtralDytSparseMoeBlock(nn.Module):
         if routing is not None:
             logits = routing.balanced(logits, auxiliary_weight)
         weights, chosen = logits.softmax(-1).topk(self.top_k, dim=-1)
-        if routing is not None:
-            routing.count(layer, logits, chosen)
         weights = weights / weights.sum(-1, keepdim=True)
+        kept = self._kept(chosen, logits.shape[1]) if self.training and self.capacity_factor is not None else None
+        if routing is not None:
+            routing.count(layer, logits, chosen, kept)
+        if kept is not None:  # those that are left weigh what they did
+            chosen, weights = chosen.masked_fill(~kept, logits.shape[1]), weights.masked_fill(~kept, 0.0)
         return self.experts(tokens, chosen, weights).view_as(hidden_states)
+
+    def _kept(self, chosen: Tensor, num_experts: int) -> Tensor:
+        """(tokens, k) bool: what of the choices is within the experts' capacity."""
+        capacity = capacity_of(*chosen.shape, num_experts, self.capacity_factor)
+        return within_capacity(chosen, num_experts, capacity)
 
 
 class MixtralDytDecoderLayer(LlamaDytDecoderLayer):
@@ -154,7 +164,10 @@ class MixtralDytModel(LlamaDytModel):
     def __init__(self, config: MixtralDytConfig):
         super().__init__(config)
         self.routing_board = RoutingBoard(
-            config.num_hidden_layers, config.router_aux_loss_coef, config.router_z_loss_coef
+            config.num_hidden_layers,
+            config.router_aux_loss_coef,
+            config.router_z_loss_coef,
+            limited=config.expert_capacity_factor is not None,
         )
 
     @contextmanager

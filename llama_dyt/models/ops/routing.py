@@ -31,7 +31,7 @@ class RoutingTotals:
     """What the routers did with one micro batch, over all ranks.
 
     Attributes:
-        choices: (layers, experts), how often each was chosen.
+        choices: (layers, experts), how often each was chosen, whether or not it had a place.
         probabilities: (layers, experts), sums over tokens.
         rows: (layers,), tokens.
         entropies, squares: (layers,), sums over tokens of the entropy of the probabilities, in nats, and of
@@ -79,29 +79,29 @@ class RoutingPass:
         return _Balanced.apply(logits, self, weight)
 
     @torch.no_grad()
-    def count(self, layer: int, logits: Tensor, chosen: Tensor, dropped: Tensor | None = None) -> None:
+    def count(self, layer: int, logits: Tensor, chosen: Tensor, kept: Tensor | None = None) -> None:
         """Note what a layer chose. A layer that runs again in the backward pass finds it noted.
 
         Args:
             chosen: (tokens, k) int64.
-            dropped: how many of them are beyond capacity.
+            kept: (tokens, k) bool, which of them are within capacity; None: all.
         """
         if self._sent:
             return
         experts = logits.shape[1]
         if self._sums is None:
             self._sums = torch.zeros(self.board.num_layers, 2 * experts + 4, dtype=torch.float64, device=logits.device)
-        kept = self.rows_kept(logits)
+        rows = self.rows_kept(logits)
         probabilities, normalizers = logits.softmax(-1), logits.logsumexp(-1)
         choices = torch.zeros(experts, dtype=torch.float64, device=logits.device)
-        choices.scatter_add_(0, chosen.flatten(), kept.repeat_interleave(chosen.shape[1]))
+        choices.scatter_add_(0, chosen.flatten(), rows.repeat_interleave(chosen.shape[1]))
         own = self._sums[layer]
         own[:experts] = choices
-        own[experts : 2 * experts] = (probabilities * kept[:, None]).sum(0)
-        own[-4] = kept.sum()
-        own[-3] = ((normalizers - (probabilities * logits).sum(-1)) * kept).sum()
-        own[-2] = (normalizers.square() * kept).sum()
-        own[-1] = 0 if dropped is None else dropped
+        own[experts : 2 * experts] = (probabilities * rows[:, None]).sum(0)
+        own[-4] = rows.sum()
+        own[-3] = ((normalizers - (probabilities * logits).sum(-1)) * rows).sum()
+        own[-2] = (normalizers.square() * rows).sum()
+        own[-1] = 0 if kept is None else (~kept * rows[:, None]).sum()
 
     def rows_kept(self, logits: Tensor) -> Tensor:
         """(tokens,) fp64: 0 at padding, else 1."""
@@ -133,19 +133,23 @@ class RoutingBoard:
     Args:
         num_layers: of the whole model.
         balance, z: coefficients of the two losses.
+        limited: experts have a capacity, so that some choices may be dropped.
 
     Attributes, of how the model is spread:
         reduce: sums over all ranks; None: there is one process.
         copies: how many ranks' tokens a gradient is averaged over, times those that have the same tokens.
+        alike: how many ranks count the same tokens.
         chunks: runs of layers that this process has, through which a micro batch goes one after the other.
         passes: those of the step so far, oldest first.
     """
 
-    def __init__(self, num_layers: int, balance: float, z: float) -> None:
+    def __init__(self, num_layers: int, balance: float, z: float, limited: bool = False) -> None:
         self.num_layers = num_layers
+        self.limited = limited
         self.balance, self.z = balance, z
         self.reduce: Reduce | None = None
         self.copies = 1
+        self.alike = 1
         self.chunks = 1
         self.passes: list[RoutingPass] = []
         self._open: list[RoutingPass] = []

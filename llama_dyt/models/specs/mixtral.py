@@ -57,6 +57,13 @@ class MixtralSettings:
         at_least=0,
         at_most=0.99,
     )
+    expert_capacity_factor: float | None = option(
+        None,
+        "Mixtral: an expert takes no more tokens of a rank's micro batch than this times an even share, and those "
+        "beyond have nothing of it; none takes all, dropless.",
+        spellings=("capacity_factor", "moe_expert_capacity_factor"),
+        above=0,
+    )
 
 
 class _Mixtral(ModelSpec):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llama_dyt.config.run import RunConfig
+from llama_dyt.models.ops.routing import RoutingBoard
 from llama_dyt.training.callbacks.callback import Callback, Training
 from llama_dyt.training.step import StepOutcome
 
@@ -23,6 +24,11 @@ class Routing(Callback):
     expert_load_most, expert_load_least: the most and the least that any expert of any layer was chosen, as a
         multiple of an even share
     expert_load: that of each, by `layer.expert`, in every tenth record
+
+    and, where experts have a capacity, of all micro batches of the step, ranks and layers:
+
+    router_dropped: choices of an expert that had no place at it
+    router_dropped_share: that by all choices
     """
 
     order = 20
@@ -41,6 +47,8 @@ class Routing(Callback):
         figures = torch.stack([totals.balance, totals.z, entropy, loads.max(), loads.min()])
         names = ("router_balance_loss", "router_z", "router_entropy", "expert_load_most", "expert_load_least")
         record: dict[str, Any] = dict(zip(names, figures.tolist(), strict=True))
+        if board.limited:
+            record.update(_dropped(board))
         if self._records % LOADS_INTERVAL == 0:
             record["expert_load"] = {
                 f"{layer}.{expert}": load
@@ -49,3 +57,11 @@ class Routing(Callback):
             }
         self._records += 1
         return record
+
+
+def _dropped(board: RoutingBoard) -> dict[str, Any]:
+    every = [routed.totals() for routed in board.passes]
+    dropped = sum(totals.dropped.sum() for totals in every)
+    chosen = sum(totals.choices.sum() for totals in every)
+    dropped, share = torch.stack([dropped / board.alike, dropped / chosen]).tolist()
+    return {"router_dropped": round(dropped), "router_dropped_share": share}

@@ -126,6 +126,9 @@ assert torch.equal(again(saved["ids"]).logits, out.logits)
 saved = torch.load("experts.pt")
 experts = AutoModelForCausalLM.from_pretrained("experts", trust_remote_code=True).eval()
 torch.testing.assert_close(experts(saved["ids"]).logits, saved["logits"], rtol=0, atol=1e-6)
+limited = experts.train()(saved["ids"]).logits
+torch.testing.assert_close(limited, saved["limited"], rtol=0, atol=1e-6)
+assert experts.model.routing_board.passes[0].totals().dropped.sum() > 0, "in training experts have a capacity"
 """
 
 
@@ -136,9 +139,10 @@ def test_an_exported_folder_loads_without_the_package(tmp_path):
         model.save_pretrained(tmp_path / norm)
         out = model(ids, labels=ids)
         torch.save({"ids": ids, "logits": out.logits.detach(), "loss": out.loss.detach()}, tmp_path / f"{norm}.pt")
-    experts = build_model(build_config("mixtral_8x2m", "dyt", **TINY), seed=0).eval()
+    experts = build_model(build_config("mixtral_8x2m", "dyt", **TINY, expert_capacity_factor=0.5), seed=0)
     experts.save_pretrained(tmp_path / "experts")
-    torch.save({"ids": ids, "logits": experts(ids).logits.detach()}, tmp_path / "experts.pt")
+    limited, whole = experts.train()(ids).logits.detach(), experts.eval()(ids).logits.detach()
+    torch.save({"ids": ids, "limited": limited, "logits": whole}, tmp_path / "experts.pt")
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     ran = subprocess.run(

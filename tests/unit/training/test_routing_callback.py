@@ -30,8 +30,22 @@ def test_a_record_has_how_evenly_routers_choose_and_every_tenth_each_expert():
     loads = record["expert_load"]
     assert len(loads) == 16 and sum(loads.values()) == pytest.approx(16)
     assert record["expert_load_most"] == max(loads.values()) and record["expert_load_least"] == min(loads.values())
+    assert "router_dropped" not in record, "all had a place"
     assert 0.9 * math.log(8) < record["router_entropy"] < math.log(8)
     assert 1.9 < record["router_balance_loss"] < 2.5 and record["router_z"] > math.log(8) ** 2 - 0.5
+
+
+def test_a_record_counts_what_had_no_place_where_experts_have_a_capacity():
+    config = build_config(
+        "mixtral_8x2m", "dyt", **SIZES, intermediate_size=32, vocab_size=61, expert_capacity_factor=0.5
+    )
+    model, ids = build_model(config, seed=0), torch.arange(60).view(2, 30)
+    model(ids, labels=ids)
+    trainer = SimpleNamespace(boosted=SimpleNamespace(routing=model.model.routing_board))
+    record = Routing(RunConfig.build("pretrain", config="15m")).record(trainer, None)
+    dropped, chosen, places = record["router_dropped"], 2 * 60 * 2, 2 * 8 * 8
+    assert chosen - places <= dropped < chosen and isinstance(dropped, int)
+    assert record["router_dropped_share"] == pytest.approx(dropped / chosen)
 
 
 def test_a_run_without_experts_has_nothing_to_say():
