@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What some tests are run with beside Python packages: machines of namespaces with an sshd each, a small Slurm. By apt-get,
-# as far as that is there and allowed; a test whose gear is missing is skipped and says so. No user needs any of it.
+# as far as that is there and allowed; a second server of S3 (s3rver) by npm, pinned to the last file by tests/gear/s3rver, into
+# the user's cache. A test whose gear is missing is skipped and says so. No user needs any of it.
 #
 #   bash scripts/test_gear.sh [PACKAGE…]     nothing given: all of it. Always ends with status 0; starts no service.
 set -uo pipefail
@@ -10,10 +11,28 @@ declare -A PROGRAM=(
   [munge]=munged [slurmctld]=slurmctld [slurmd]=slurmd [slurm-client]=sbatch [chromium]=chromium
 )
 PATH="$PATH:/usr/sbin:/sbin"
-[ $# -gt 0 ] || set -- openssh-server openssh-client iproute2 libfaketime munge slurmctld slurmd slurm-client
+[ $# -gt 0 ] || set -- openssh-server openssh-client iproute2 libfaketime munge slurmctld slurmd slurm-client s3rver
+
+install_s3rver() {
+  local here lock folder aside
+  here="$(cd "$(dirname "${BASH_SOURCE[0]}")/../tests/gear/s3rver" && pwd)"
+  lock="$(sha256sum "$here/package-lock.json" | cut -c 1-16)"
+  folder="${XDG_CACHE_HOME:-$HOME/.cache}/llama_dyt/gear/s3rver-$lock"
+  [ ! -d "$folder" ] || return 0
+  command -v npm >/dev/null || { echo "not installed, so its tests are skipped: s3rver (no npm)" >&2; return 0; }
+  mkdir -p "${folder%/*}" && aside="$(mktemp -d "$folder.XXXXXX")" || return 0
+  cp "$here"/package*.json "$aside"
+  if (cd "$aside" && timeout 90 npm ci --ignore-scripts --no-audit --no-fund --silent >&2); then
+    mv -T "$aside" "$folder" 2>/dev/null || rm -rf "$aside"  # another was first
+  else
+    rm -rf "$aside"
+    echo "not installed, so its tests are skipped: s3rver (npm ci failed)" >&2
+  fi
+}
 
 missing=()
 for package in "$@"; do
+  [ "$package" != s3rver ] || { install_s3rver; continue; }
   program="${PROGRAM[$package]:-$package}"
   compgen -G "$program" >/dev/null || command -v "$program" >/dev/null || missing+=("$package")
 done

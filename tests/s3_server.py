@@ -1,4 +1,5 @@
-"""A server that speaks S3 on this machine, moto's, in a process of its own, and before it a proxy that makes faults.
+"""A server that speaks S3 on this machine, in a process of its own, and before it a proxy that makes faults: moto's, or
+s3rver (npm) for a second opinion, which checks signatures and knows neither conditions nor lists of unfinished uploads.
 
 with serving() as s3:                       # s3.url; AWS_ENDPOINT_URL and credentials in `s3.environment`
     s3.faults.append(Fault("PUT", "slow_down", times=2))
@@ -6,11 +7,14 @@ with serving() as s3:                       # s3.url; AWS_ENDPOINT_URL and crede
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +37,7 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()  # until who started it is gone
 """
+GEAR = Path(__file__).parent / "gear" / "s3rver"
 ANSWERS = {
     "slow_down": (503, "SlowDown"),
     "internal_error": (500, "InternalError"),
@@ -66,11 +71,14 @@ class Fault:
 class S3Server:
     """Attributes:
     url: of the proxy.
+    key, secret: the credentials that it knows.
     faults: those still to be made, the first that fits a request is.
     asked: (method, path and query, bytes of the request, bytes of the answer) of every request, in order.
     """
 
     url: str = ""
+    key: str = KEY
+    secret: str = SECRET
     faults: list[Fault] = field(default_factory=list)
     asked: list[tuple[str, str, int, int]] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
@@ -82,8 +90,8 @@ class S3Server:
         """For the programs that are to use it."""
         return {
             "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": "/dev/null",
             "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
@@ -123,18 +131,39 @@ def use(server: S3Server, monkeypatch, cache: Path) -> S3Server:
     return server
 
 
+def why_no_s3rver() -> str | None:
+    """Why that server cannot be had here; None where it can."""
+    return None if _s3rver().is_dir() and shutil.which("node") else "no s3rver; run scripts/test_gear.sh s3rver"
+
+
+def _s3rver() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    lock = hashlib.sha256((GEAR / "package-lock.json").read_bytes()).hexdigest()[:16]
+    return cache / "llama_dyt" / "gear" / f"s3rver-{lock}"
+
+
 @contextmanager
-def serving() -> Iterator[S3Server]:
+def serving(name: str = "moto") -> Iterator[S3Server]:
     """A server with one empty bucket, BUCKET."""
-    command = [sys.executable, "-W", "ignore", "-c", SERVER]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with tempfile.TemporaryDirectory() as folder, _started(name, folder) as process:
         try:
             port = int(next(line for line in iter(process.stdout.readline, b"") if line.strip().isdigit()))
             with proxied("127.0.0.1", port) as s3:
-                assert _ask("127.0.0.1", port, "PUT", f"/{BUCKET}", {}, b"")[0] == 200
+                if name == "s3rver":
+                    s3.key = s3.secret = "S3RVER"  # the one pair that it knows
+                else:
+                    assert _ask("127.0.0.1", port, "PUT", f"/{BUCKET}", {}, b"")[0] == 200
                 yield s3
         finally:
             process.kill()
+
+
+def _started(name: str, folder: str) -> subprocess.Popen:
+    command, env = [sys.executable, "-W", "ignore", "-c", SERVER], dict(os.environ)
+    if name == "s3rver":  # whose continuation tokens are encrypted by an old cipher
+        command = ["node", "--openssl-legacy-provider", str(GEAR / "serve.js"), folder, BUCKET]
+        env["NODE_PATH"] = str(_s3rver() / "node_modules")
+    return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def _ask(host: str, port: int, method: str, path: str, headers: dict, body: bytes):

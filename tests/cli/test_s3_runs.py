@@ -14,7 +14,7 @@ from llama_dyt.training.checkpoint.marker import why_incomplete
 from llama_dyt.training.checkpoint.publishing import find_steps
 from tests.cli.conftest import NUM_STEPS
 from tests.cli.entries import Command, finish, wait_until
-from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving, use
+from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving, use, why_no_s3rver
 
 pytest.importorskip("boto3", reason="needs boto3")
 pytest.importorskip("moto", reason="needs moto[s3]")
@@ -27,9 +27,11 @@ UNREST = [
 ]
 
 
-@pytest.fixture
-def s3(monkeypatch, tmp_path):
-    with serving() as server:
+@pytest.fixture(params=["moto"])
+def s3(request, monkeypatch, tmp_path):
+    if request.param == "s3rver" and (reason := why_no_s3rver()):
+        pytest.skip(reason)
+    with serving(request.param) as server:
         use(server, monkeypatch, tmp_path / "cache")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "6")
         yield server
@@ -68,6 +70,20 @@ def test_a_run_killed_in_a_save_goes_on_to_what_an_undisturbed_one_comes_to(corp
     everything = said + again.stderr + again.stdout + (at(RUN) / "config.yaml").read_text()
     assert SECRET not in everything and KEY not in everything
     assert not any(".claim" in name for name in store_of(RUN).sizes(at(RUN)))
+
+
+@pytest.mark.parametrize("s3", ["s3rver"], indirect=True)
+def test_a_run_is_kept_by_another_makers_server_and_gone_on_with(corpus, pretrained, s3, tmp_path):
+    STORE.put(f"s3://{BUCKET}/text/train.jsonl", corpus.train)
+    text, half = f"s3://{BUCKET}/text/*.jsonl", NUM_STEPS // 2
+    flags = corpus.pretrain_flags(dataset=text, save_dir=RUN, save_interval=half, load="auto")
+    s3.faults += [Fault("PUT .*model", "lost", times=1), Fault("GET .*train.jsonl", "half", times=1)]
+    begun = kill_while_saving(Command("pretrain", flags, tmp_path), s3, f"step_{NUM_STEPS:08d}/optimizer")
+    assert {"lost", "half"} <= {*s3.made} and f"saved {RUN}/step_{half:08d}" in begun
+    rest = Command("pretrain", flags, tmp_path).run()
+    assert rest.status == 0 and f"resumed from {RUN}/step_{half:08d}" in rest.stderr, rest.stderr
+    file = f"step_{NUM_STEPS:08d}/model/model.safetensors"
+    assert (at(RUN) / file).read_bytes() == (pretrained.save_dir / file).read_bytes()
 
 
 @pytest.mark.matrix

@@ -121,8 +121,8 @@ def test_an_unknown_scheme_is_told_with_its_flag(pretrain):
     outcome = pretrain("ddp", 2, save_dir="shelv://runs/7")
     assert outcome.status == 2
     assert outcome.errors == [
-        "--save_dir shelv://runs/7: unknown store 'shelv': did you mean 'shelf'? (known: file, s3, https, shelf, http); one "
-        "of your own is brought in by --import its.module"
+        "--save_dir shelv://runs/7: unknown store 'shelv': did you mean 'shelf'? (known: file, s3, https, shelf, "
+        "http); one of your own is brought in by --import its.module"
     ]
     with pytest.raises(ConfigurationError, match="--load nowhere://x: unknown store 'nowhere'"):
         at("nowhere://x", "load")

@@ -8,7 +8,7 @@ It is imported with the first request, so that nothing is slower for those who k
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,19 @@ class S3(ObjectStore):
         return None
 
     def forget_unfinished(self, address: str, is_ours: Callable[[str], bool]) -> None:
-        """Parts of files that killed processes did not finish are kept, and paid for, until somebody aborts them."""
+        """Parts of files that killed processes did not finish are kept, and paid for, until somebody aborts them. A
+        server that cannot list them keeps them: nothing that was asked for depends on it."""
         bucket, key = _split(address)
 
+        def pages(client: Any) -> Iterator[dict[str, Any]]:
+            try:
+                yield from client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=f"{key}/")
+            except Exception as error:
+                if code_of(error) not in ("NotImplemented", "501"):
+                    raise
+
         def abort(client: Any) -> None:
-            for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=f"{key}/"):
+            for page in pages(client):
                 for upload in page.get("Uploads", ()):
                     if not is_ours(upload["Key"].removeprefix(f"{key}/").partition("/")[0]):
                         continue

@@ -13,7 +13,7 @@ from llama_dyt.core import store_copies
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.core.store import MARKER, at, store_of
 from llama_dyt.core.stores import s3 as module
-from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving, use
+from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving, use, why_no_s3rver
 
 pytest.importorskip("boto3", reason="needs boto3")
 pytest.importorskip("moto", reason="needs moto[s3]")
@@ -22,9 +22,15 @@ PART = 5 << 20  # the least that a server takes
 
 
 @pytest.fixture(scope="module")
-def server():
-    with serving() as s3:
+def server(request):
+    name = getattr(request, "param", "moto")
+    if name == "s3rver" and (reason := why_no_s3rver()):
+        pytest.skip(reason)
+    with serving(name) as s3:
         yield s3
+
+
+of_both = pytest.mark.parametrize("server", ["moto", "s3rver"], indirect=True)
 
 
 @pytest.fixture
@@ -39,6 +45,7 @@ def written(path, content: bytes):
     return path
 
 
+@of_both
 def test_files_come_and_go_and_are_listed_by_folder(s3, tmp_path):
     store = module.STORE
     for key in ("runs/7/a", "runs/7/below/b", "runs/77/c"):
@@ -54,6 +61,7 @@ def test_files_come_and_go_and_are_listed_by_folder(s3, tmp_path):
         store.read(f"{RUN}/a")
 
 
+@of_both
 def test_a_file_that_is_there_is_not_put_anew_and_a_lost_answer_is_no_second_owner(s3, tmp_path):
     store, first, second = module.STORE, written(tmp_path / "1", b"first"), written(tmp_path / "2", b"second")
     s3.faults.append(Fault("PUT .*claim", "lost", times=1))  # the request is sent again, and finds itself
@@ -78,7 +86,11 @@ def test_of_many_that_claim_at_once_one_is_first(s3, tmp_path, monkeypatch):
     assert len(won) == 1 and store.read(address).decode() == f"run {won[0]}"
 
 
-@pytest.mark.parametrize("kind", ["slow_down", "internal_error", "cut", "slow"])
+@pytest.mark.parametrize(
+    ("server", "kind"),
+    [("moto", kind) for kind in ("slow_down", "internal_error", "cut", "slow")] + [("s3rver", "cut")],
+    indirect=["server"],
+)
 def test_a_large_file_is_sent_in_parts_and_a_part_that_fails_alone_again(s3, tmp_path, kind):
     content = os.urandom(3 * PART + 12345)
     s3.faults.append(Fault(r"PUT .*partNumber=2", kind, times=1))
@@ -100,6 +112,13 @@ def test_what_killed_processes_did_not_finish_is_aborted_in_folders_of_ours(s3, 
     module.STORE.clear(at(RUN), lambda name: name.startswith("step_"), lambda folder: False, said.append)
     left = [upload["Key"] for upload in client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]]
     assert left == ["runs/7/tb/events", "runs/8/step_00000004/x"] and len(said) == 1 and not module.STORE.list(RUN)
+
+
+def test_a_server_that_cannot_list_what_was_not_finished_keeps_it(s3):
+    s3.faults.append(Fault("GET .*uploads", "not_known"))
+    module.STORE.write_text(at(RUN) / "step_00000004/half", "")
+    module.STORE.clear(at(RUN), lambda name: name.startswith("step_"), lambda folder: False, print)
+    assert "not_known" in s3.made and not module.STORE.list(RUN)
 
 
 EXPECTED = {
@@ -161,6 +180,7 @@ def test_what_cannot_be_written_is_told_before_a_run(s3, monkeypatch, changes, a
     assert reason is not None and expected in reason and "hidden" not in reason, reason
 
 
+@of_both
 def test_looking_whether_a_folder_can_be_written_leaves_nothing(s3):
     assert module.STORE.why_not_writable(at(RUN)) is None and module.STORE.list(RUN) == {}
     s3.faults.append(Fault("PUT", "denied"))
@@ -207,6 +227,7 @@ def test_copies_stay_within_their_bound_and_those_in_use_stay(s3, monkeypatch):
         module.STORE.local(at(f"s3://{BUCKET}/1/step_1"))
 
 
+@of_both
 def test_a_checkpoint_is_there_when_its_marker_is(s3):
     staging = module.STORE.stage(at(RUN) / "step_1", "0a")
     staging.begin(print)

@@ -17,7 +17,7 @@ from llama_dyt.data.formats.sources import ReadOptions
 from llama_dyt.data.opening import check_data, open_data, open_text
 from llama_dyt.data.order.mixture_file import read_mixture
 from llama_dyt.data.preparing.parts import bad_records, cut_parts, read_part
-from tests.s3_server import BUCKET, Fault, serving, use
+from tests.s3_server import BUCKET, Fault, serving, use, why_no_s3rver
 
 pytest.importorskip("boto3", reason="needs boto3")
 pytest.importorskip("moto", reason="needs moto[s3]")
@@ -25,9 +25,15 @@ TEXTS = [f"document {number} " + "word " * (number % 9) for number in range(300)
 
 
 @pytest.fixture(scope="module")
-def server():
-    with serving() as s3:
+def server(request):
+    name = getattr(request, "param", "moto")
+    if name == "s3rver" and (reason := why_no_s3rver()):
+        pytest.skip(reason)
+    with serving(name) as s3:
         yield s3
+
+
+of_both = pytest.mark.parametrize("server", ["moto", "s3rver"], indirect=True)
 
 
 @pytest.fixture
@@ -60,6 +66,7 @@ def records(dataset, position=None):
     return list(open_text(dataset, ReadOptions()).iterate(position))
 
 
+@of_both
 def test_records_and_places_are_those_of_the_same_files_on_a_disk(text):
     folder, address = text
     there, here = records(address), records(str(folder))
@@ -82,6 +89,7 @@ MEANT = {
 }
 
 
+@of_both
 def test_what_an_address_means(text):
     assert {name: [file.name for file in open_data(f"{text[1]}/{name}").files] for name in MEANT} == MEANT
 
@@ -166,6 +174,7 @@ def test_parts_of_text_that_is_prepared_are_the_same(text):
     assert [found for part in there for found, _ in part] == TEXTS
 
 
+@of_both
 def test_prepared_tokens_are_read_from_a_store(s3, tmp_path):
     write_shards(tmp_path / "prepared", [[[5, 6, 7], [8] * 40], [[9] * 100]])
     source, local = open_data(put(tmp_path / "prepared", "prepared")), open_data(str(tmp_path / "prepared"))
