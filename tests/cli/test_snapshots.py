@@ -24,15 +24,20 @@ import torch.distributed as dist
 from llama_dyt.training.callbacks.callback import CALLBACKS, Callback
 
 class KillsARank(Callback):
-    """Once, after step 8, which snapshots and checkpoints have passed by."""
+    """The last one, once, after step 8, when the snapshot of step 6 is whole on all."""
     name, every_rank, order = "kills", True, 95
 
     def after_step(self, trainer, outcome):
-        if outcome.step == 8 and dist.get_rank() == dist.get_world_size() - 1 and not os.path.exists("killed"):
+        if outcome.step != 8 or os.path.exists("killed"):
+            return
+        folder, rank, ranks = pathlib.Path(self.run.snapshots.snapshot_dir), dist.get_rank(), dist.get_world_size()
+        while not any('"step": 6' in path.read_text() for path in folder.glob(f"*/rank{rank:05d}.*.json")):
+            time.sleep(0.01)
+        pathlib.Path(f"whole{rank}").touch()
+        while not all(os.path.exists(f"whole{number}") for number in range(ranks)):
+            time.sleep(0.01)
+        if rank == ranks - 1:
             pathlib.Path("killed").touch()
-            folder = pathlib.Path(self.run.snapshots.snapshot_dir)
-            while sum('"step": 6' in path.read_text() for path in folder.glob("*/rank*.json")) < 2:
-                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
 CALLBACKS.register(KillsARank)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed import snapshot_cases
+from tests.distributed import snapshot_cases, transfer_cases
 from tests.distributed.small_run import LAYOUTS, Layout, hybrid
 
 pytestmark = pytest.mark.distributed
@@ -47,3 +47,18 @@ def test_a_tied_head_on_the_last_stage_comes_back_too(pool, tmp_path):
     layout = hybrid(2, pp=2)
     ranks = pool(2).run(snapshot_cases.there_and_back, layout=layout, precision="bf16", folder=str(tmp_path), tied=True)
     assert all(rank.went_on == rank.came_back for rank in ranks)
+
+
+def test_slots_of_unlike_sizes_go_round_in_pieces(pool):
+    sizes = [1, 100_003, 65_536]
+    ranks = pool(3).run(transfer_cases.ring, sizes=sizes, piece_bytes=4096, to={0: 1, 1: 2, 2: 0})
+    assert ranks == [
+        [(2, 0, '{"of": "2 é"}', True)],
+        [(0, 0, '{"of": "0 é"}', True)],
+        [(1, 1, "", True)],  # one that is not to be kept
+    ]
+
+
+def test_one_rank_keeps_the_slots_of_several(pool):
+    ranks = pool(3).run(transfer_cases.ring, sizes=[9_000, 0, 70_000], piece_bytes=4096, to={0: 1, 2: 1})
+    assert ranks == [[], [(0, 0, '{"of": "0 é"}', True), (2, 0, '{"of": "2 é"}', True)], []]
