@@ -15,6 +15,7 @@ from tests.cli.entries import ROOT
     [
         pytest.param(["--plugin", "zero2", "--storage", "disk", "--processes", "2", "--disturbances", "1"], id="short"),
         pytest.param(["--saves", "asynchronous", "--disturbances", "5"], id="asynchronous", marks=pytest.mark.matrix),
+        pytest.param(["--snapshots", "2", "--disturbances", "5"], id="snapshots", marks=pytest.mark.matrix),
         pytest.param(["--storage", "tmpfs", "--disturbances", "5"], id="small disk", marks=pytest.mark.matrix),
         pytest.param(["--storage", "s3", "--disturbances", "5"], id="object store", marks=pytest.mark.matrix),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,8 +36,10 @@ class Snapshotting(Callback):
         trainer.settle()
         if trainer.stopping:  # a checkpoint follows
             return
-        seconds = self._taker.take(trainer.boosted, outcome.step, self._counters.of(trainer), rng_state())
-        self._blocked_seconds = seconds + (self._blocked_seconds or 0.0)
+        began = time.perf_counter()
+        self._taker.take(trainer.boosted, outcome.step, self._counters.of(trainer), rng_state())
+        self._blocked_seconds = time.perf_counter() - began + (self._blocked_seconds or 0.0)
+        trainer.window.restart()
 
     def record(self, trainer: Training, outcome: StepOutcome) -> Mapping[str, Any]:
         blocked, self._blocked_seconds = self._blocked_seconds, None

@@ -220,10 +220,18 @@ def _is_memory(path: Path) -> bool:
 
 
 def _available_memory() -> int | None:
+    """Of this machine, or of the container that this is; None where the system does not say."""
+    found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
-    return None
+        found.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024)
+    with suppress(OSError, ValueError, StopIteration):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        cached = int(next(line for line in lines if line.startswith("inactive_file ")).split()[1])
+        found.append(limit - used + cached)
+    return min(found, default=None)
 
 
 def _gib(size: float) -> str:

@@ -23,6 +23,7 @@ from llama_dyt.training.snapshots.transfer import Incoming, Outgoing, ship
 
 _AGREEING = "agreeing on a snapshot"
 _MOST_DIFFERENCES = 3
+_MOST_CHARACTERS = 60
 
 
 class Snapshot:
@@ -152,9 +153,16 @@ def _inventory(folder: MachineFolder, run_id: str, facts: Mapping[str, str]) -> 
     if run is None or run.id != run_id:
         return Inventory(folder.machine, None, [], [], None)
     names = [name for name in dict.fromkeys([*run.facts, *facts]) if run.facts.get(name) != facts.get(name)]
-    differences = [f"{name} {run.facts.get(name, 'nothing')}, not {facts.get(name, 'nothing')}" for name in names]
+    differences = [f"{name} {_in_short(run.facts.get(name))}, not {_in_short(facts.get(name))}" for name in names]
     held = [one for one in folder.held() if one.run == run_id]
     return Inventory(folder.machine, run, held, differences, folder.last_step())
+
+
+def _in_short(value: str | None) -> str:
+    """Of a fact, for a message."""
+    if value is None:
+        return "nothing"
+    return value if len(value) <= _MOST_CHARACTERS else f"{value[:_MOST_CHARACTERS]}…"
 
 
 def _damaged(

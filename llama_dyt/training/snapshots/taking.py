@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
@@ -113,6 +112,9 @@ class SnapshotTaker:
         ranks.together(have_folder, _PREPARING)
         copies = [other for other, keeper in keepers.items() if keeper == rank]
         ranks.together(lambda: self._open_slots(sizes, copies), _PREPARING)
+        if boosted.device.type == "cuda":
+            for slot in self._slots:
+                slot.pin()
         if keepers:
             self._group = dist.new_group(backend="gloo", timeout=_NO_DEADLINE)
         if resumed is not None:
@@ -156,17 +158,13 @@ class SnapshotTaker:
         self._last_step = step
         self._steps.note(step)
 
-    def take(self, boosted: Boosted, step: int, counters: dict[str, Any], rng: dict[str, Any]) -> float:
+    def take(self, boosted: Boosted, step: int, counters: dict[str, Any], rng: dict[str, Any]) -> None:
         """Copy the state after `step`; it is whole some time later.
 
         Args:
             counters: of the first rank: what a checkpoint holds beside tensors.
             rng: this rank's generators.
-
-        Returns:
-            Seconds for which training stood still.
         """
-        began = time.perf_counter()
         number = self._free_slot()
         slot = self._slots[number]
         slot.unmark()
@@ -185,7 +183,6 @@ class SnapshotTaker:
         }
         self._thread = threading.Thread(target=self._complete, args=(slot, marker), name="snapshot", daemon=True)
         self._thread.start()
-        return time.perf_counter() - began
 
     def _free_slot(self) -> int:
         """The one that is to be written: not that of the newest step that all ranks have. Collective."""
