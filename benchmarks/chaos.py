@@ -12,8 +12,8 @@ the same command with `--load auto`, until all its steps are done:
 
 Breaches, each of which makes it exit with 1: a loss, gradient norm, rate, number of tokens or file of weights and
 moments that is not, to the last bit, the undisturbed run's; a step that is missing or stands twice in metrics.jsonl;
-more than a save interval of steps done again; a run that does not end in time after a disturbance (a hang); a process
-that is left behind; an end that nothing caused.
+more than a save interval of steps done again, with `--snapshots K` more than K + 1; a run that does not end in time
+after a disturbance (a hang); a process or a snapshot that is left behind; an end that nothing caused.
 """
 
 from __future__ import annotations
@@ -43,16 +43,17 @@ PLUGINS = ("zero2", "ddp", "fsdp", "hybrid_parallel")
 SAVES = {"synchronous": (), "asynchronous": ("--async_save",)}
 
 
-def settings_of(arguments: argparse.Namespace, storages: list[str], numbers: random.Random) -> Iterator[Setting]:
+def settings_of(arguments: argparse.Namespace, world: World, numbers: random.Random) -> Iterator[Setting]:
     """Of the rounds, one after the other."""
     plugins = [name for name in PLUGINS if arguments.plugin in (None, name)]
-    storages = [name for name in storages if arguments.storage in (None, name)]
+    storages = [name for name in world.storages if arguments.storage in (None, name)]
     saves = [name for name in SAVES if arguments.saves in (None, name)]
     while True:
         for storage in storages:  # each in turn; what is with it is drawn
             flags = SAVES[numbers.choice(saves)]
             processes = numbers.choice([count for count in (2, 3, 4) if count <= arguments.processes])
-            yield Setting(numbers.choice(plugins), processes, storage, flags)
+            plugin = numbers.choice(plugins)
+            yield Setting(plugin, processes, storage, flags, arguments.snapshots, world.memory)
 
 
 def main() -> None:
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--plugin", choices=PLUGINS, help="this one alone")
     parser.add_argument("--storage", choices=tuple(OF_STORAGE), help="this kind alone")
     parser.add_argument("--saves", choices=tuple(SAVES), help="saves of this kind alone")
+    parser.add_argument("--snapshots", type=int, default=0, metavar="STEPS", help="between those in memory")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--results", type=Path, help="folder for a dated file of the figures")
     arguments = parser.parse_args()
@@ -75,7 +77,7 @@ def main() -> None:
         world = World(stack, folder)
         corpus = write_corpus(folder, 8 * steps)
         results: dict[tuple[str, int], Any] = {}
-        for number, setting in enumerate(settings_of(arguments, world.storages, numbers)):
+        for number, setting in enumerate(settings_of(arguments, world, numbers)):
             if number and time.monotonic() - began > 60 * arguments.minutes:
                 break
             key = (setting.plugin, setting.processes)
@@ -92,6 +94,8 @@ def main() -> None:
                 compare(run, results[key], run.result(world.environment), figures)
             except OSError as error:
                 figures.breach(f"{setting}: no result to compare: {error}")
+            if left := list(world.memory.iterdir()):
+                figures.breach(f"{setting}: {len(left)} folders of snapshots are left")
             world.clear(setting.storage)
             shutil.rmtree(home)
     report = {
@@ -103,6 +107,7 @@ def main() -> None:
         "hangs": figures.hangs,
         "left_behind": figures.left_behind,
         "most_steps_done_again": max(figures.redone, default=0),
+        "from_memory": figures.from_memory,
         "seconds_to_end": _spread(figures.end_seconds),
         "seconds_to_next_step": _spread(figures.back_seconds),
         "breaches": len(figures.breaches),

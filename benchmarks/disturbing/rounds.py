@@ -30,6 +30,7 @@ class Figures:
     end_seconds: list[float] = field(default_factory=list)
     back_seconds: list[float] = field(default_factory=list)
     redone: list[int] = field(default_factory=list)
+    from_memory: int = 0
     steps: int = 0
     hangs: int = 0
     left_behind: int = 0
@@ -86,8 +87,10 @@ def _come_to_a_step(run: Run, start: Start, before: list[int], began: float, fig
         figures.back_seconds.append(time.monotonic() - began)
         redone = max(before) + 1 - run.trained()[len(before)]
         figures.redone.append(redone)
-        if not 0 <= redone <= SAVE_INTERVAL:
-            figures.breach(f"{run.setting}: {redone} steps done again, with {SAVE_INTERVAL} between saves")
+        figures.from_memory += "resumed from the snapshot in memory" in start.said()
+        most = run.setting.most_done_again
+        if not 0 <= redone <= most:
+            figures.breach(f"{run.setting}: {redone} steps done again, and {most} may be")
 
 
 def _come_to_the_moment(run: Run, start: Start, before: int, moment: str, numbers: random.Random) -> bool:

@@ -33,15 +33,25 @@ class Setting:
     Attributes:
         storage: "disk" (a folder), "tmpfs" (a small disk that can be filled) or "s3".
         flags: more of the run's flags.
+        snapshots: steps between snapshots in memory, 0 for none.
+        memory: where they are kept.
     """
 
     plugin: str
     processes: int
     storage: str
     flags: tuple[str, ...] = ()
+    snapshots: int = 0
+    memory: Path = Path("/dev/shm")
 
     def __str__(self) -> str:
-        return " ".join([f"{self.plugin} x {self.processes} on {self.storage}", *self.flags])
+        taken = [f"snapshots every {self.snapshots}"] if self.snapshots else []
+        return " ".join([f"{self.plugin} x {self.processes} on {self.storage}", *self.flags, *taken])
+
+    @property
+    def most_done_again(self) -> int:
+        """Steps: one more than between snapshots, which is done while the newest of them becomes whole."""
+        return min(self.snapshots + 1, SAVE_INTERVAL) if self.snapshots else SAVE_INTERVAL
 
 
 class Start:
@@ -131,6 +141,8 @@ class Run:
         self._flags += ["--validation_fraction", "0.1", "--shuffle_buffer", "50", "--max_steps", str(steps)]
         self._flags += ["--timeout", str(TIMEOUT_SECONDS), "-o", place, *setting.flags]
         self._flags += ["--import", "disturbing.witness", "--callback", "witness"]
+        if setting.snapshots:
+            self._flags += ["--snapshot_interval", str(setting.snapshots), "--snapshot_dir", str(setting.memory)]
 
     def start(self, environment: dict[str, str]) -> Start:
         self._starts += 1

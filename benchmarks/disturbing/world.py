@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ class World:
 
     Attributes:
         storages: kinds of storage that this machine has.
+        memory: folder for snapshots.
         environment: for the runs, where they use the store.
     """
 
@@ -32,6 +34,9 @@ class World:
         self.environment: dict[str, str] = {}
         self.storages = ["disk"]
         self._s3 = None
+        memory = Path("/dev/shm")
+        self.memory = Path(tempfile.mkdtemp(prefix="chaos_", dir=memory if memory.is_dir() else folder))
+        stack.callback(shutil.rmtree, self.memory, ignore_errors=True)
         self._disk = folder / "small_disk"
         self._disk.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "chaos", str(self._disk)]
