@@ -4,7 +4,8 @@ It goes over a gloo group of its own, whatever the device: the group that trains
 GPU need not be asked for what two hosts have to say to each other. Here a rank may be waited for as long as it lives
 (`watch`). Tensors of a training step stay on the groups that train.
 
-Every function here but `end`, `busy`, `undoing` and `undo_at_end` is collective: all ranks call it, in the same order.
+Every function here but `end`, `end_now`, `ending_status`, `busy`, `undoing` and `undo_at_end` is collective: all ranks
+call it, in the same order.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -55,6 +56,9 @@ class _Run:
 
 
 _run: _Run | None = None
+_undone_alone: list[Callable[[], Any]] = []
+"""What to undo where no other rank can end this process, but a signal can."""
+_ending_alone: int | None = None
 
 
 # --- coming together and leaving -----------------------------------------------------------------------------------
@@ -105,6 +109,7 @@ def leave() -> None:
     if _run is not None:
         _run.watch.leave()
         _run = None
+    _undone_alone.clear()
 
 
 # --- what ranks tell each other ------------------------------------------------------------------------------------
@@ -280,17 +285,52 @@ def busy(what: str) -> Iterator[None]:
 def undoing(action: Callable[[], Any]) -> Iterator[None]:
     """Do `action` if what is inside fails: on this rank, or on another whose failure ends this process too."""
     try:
-        with nullcontext() if _run is None else _run.watch.undoing(action):
+        with _kept_alone(action) if _run is None else _run.watch.undoing(action):
             yield
     except BaseException:
         action()
         raise
 
 
+@contextmanager
+def _kept_alone(action: Callable[[], Any]) -> Iterator[None]:
+    _undone_alone.append(action)
+    try:
+        yield
+    finally:
+        _undone_alone.remove(action)
+
+
 def undo_at_end(action: Callable[[], Any]) -> None:
-    """Do `action` if another rank's failure ends this process, at any time from here on."""
+    """Do `action` if another rank's failure, or `end_now`, ends this process, at any time from here on."""
     if _run is not None:
         _run.watch.undo_at_end(action)
+    else:
+        _undone_alone.append(action)
+
+
+def ending_status() -> int | None:
+    """While what was begun is undone: the status that this process is about to end with."""
+    return _ending_alone if _run is None else _run.watch.ending_status
+
+
+def end_now(message: str, status: int) -> NoReturn:
+    """End this process and all others, from any thread and whatever the main one is in; what was begun is undone.
+
+    Args:
+        message: printed by the first rank that ends so.
+    """
+    global _ending_alone
+    if _run is None:
+        _ending_alone = status
+        for action in reversed(_undone_alone):
+            with suppress(Exception):
+                action()
+        _say_and_exit(message, status)
+    with suppress(dist.DistError):
+        if _run.watch.tell(message, status):
+            say(message)
+    _run.watch.end_process(status)
 
 
 def end(message: str, status: int, place: Place, error: BaseException | None = None) -> NoReturn:

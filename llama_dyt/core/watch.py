@@ -68,6 +68,7 @@ class Watch(threading.Thread):
         self._ending = threading.Lock()
         self._together = False
         self._told = False  # of a failure, by this rank
+        self.ending_status: int | None = None
         self._to_undo: list[Callable[[], Any]] = []
         self._neighbour: tuple[int, dict[str, Any]] | None = None
         self._last: dict[int, Beat] = {}
@@ -288,6 +289,7 @@ class Watch(threading.Thread):
     def end_process(self, status: int) -> NoReturn:
         """End at once: the main thread may be in a collective that never ends. The first of both threads does it."""
         self._ending.acquire()
+        self.ending_status = status
         for action in reversed(self._to_undo):
             with suppress(Exception):
                 action()

@@ -17,6 +17,7 @@ from llama_dyt.core.place import Place
 from llama_dyt.core.secrets import keep_out_of_output
 from llama_dyt.launch.claim import release_all
 from llama_dyt.launch.process_group import shutdown
+from llama_dyt.training.signals import end_at_once
 
 
 def run_entry(main: Callable[[], None]) -> NoReturn:
@@ -28,9 +29,13 @@ def run_entry(main: Callable[[], None]) -> NoReturn:
     keep_out_of_output()
     hf_logging.disable_progress_bar()  # a bar for reading one file helps nobody
     status = 0
+    forget = end_at_once()
     try:
         try:
             main()
+        except (Exception, KeyboardInterrupt):
+            forget()
+            raise
         finally:
             release_all()
         shutdown()

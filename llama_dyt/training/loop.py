@@ -87,6 +87,7 @@ class Trainer:
                     started = True
                 self.callbacks.before_step(self, self.progress.step + 1)
                 outcome = self.train_step(batch)
+                self.stop.has_steps = True
                 self.window.tokens += batch.num_tokens
                 self.callbacks.after_step(self, outcome)
                 if self.stopping and self.progress.step < max_steps:
@@ -95,6 +96,7 @@ class Trainer:
             self.settle()
             if started:
                 self.callbacks.before_end(self)
+                self.stop.conclude()
                 self.callbacks.on_end(self, ending)
         return ending
 

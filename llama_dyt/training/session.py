@@ -217,8 +217,9 @@ class Session:
         trackers = Trackers.of_run(tracked, first=plan.is_first_process)
         writer = self._make_writer(save_dir, trackers.say)
         # To the end of the process: what follows the loop, on any rank, is not to be cut short either.
-        stop = StopRequest()
-        before = stop.listen()
+        stop = StopRequest(run.run.save_grace, lambda: writer.last_path)
+        restore = stop.listen()
+        ranks.undo_at_end(lambda: status.leave_word(writer.last_path, total_steps))
         trainer = self.make_trainer(
             total_steps, trackers, writer, validation, stop, [status, *self._samples(asked, trackers)]
         )
@@ -230,7 +231,7 @@ class Session:
         except BaseException as error:
             trackers.log_event(self.progress.step, "failed", in_one_line(error))
             trackers.hurry()
-            stop.restore(before)  # what has failed is to be ended as any program, by a launcher that has seen it
+            restore()  # what has failed is to be ended as any program, by a launcher that has seen it
             raise
         finally:
             seconds = time.perf_counter() - start

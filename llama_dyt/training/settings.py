@@ -101,6 +101,14 @@ class RunSettings:
         choices=("wait", "skip"),
         entries=TRAINING,
     )
+    save_grace: float | None = option(
+        None,
+        "Seconds from a signal that asks the run to end to its last checkpoint, whole on all ranks; where that takes "
+        "longer the run ends without it, to be started again from the one before. None: as long as it takes.",
+        entries=TRAINING,
+        metavar="SECONDS",
+        at_least=1,
+    )
     keep_last: int | None = option(
         None, "Keep the newest N checkpoints and remove older ones; none keeps all.", entries=TRAINING, at_least=1
     )

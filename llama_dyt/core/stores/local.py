@@ -140,8 +140,11 @@ class _Aside:
             files.sync_folder(final.parent)
 
     def discard(self) -> None:
-        if self._began:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._began:  # away in one act: another thread may be about to give it its name
+            aside = self._folder.with_name(f"{self._folder.name.removesuffix(_UNFINISHED)}.discarded{_UNFINISHED}")
+            with suppress(OSError):
+                os.rename(self._folder, aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 class _InPlace:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llama_dyt.config.run import RunConfig
+from llama_dyt.core import ranks
 from llama_dyt.core.errors import TrainingError
 from llama_dyt.core.store import Location, write_json
 from llama_dyt.training.callbacks.callback import Callback, Training
+from llama_dyt.training.checkpoint.marker import step_of
+from llama_dyt.training.signals import INTERRUPTED_STATUS
 
 STATUS_FILE = "status.json"
 
@@ -34,7 +37,7 @@ class Status(Callback):
     def __init__(self, run: RunConfig, save_dir: Location, launcher: str, writes: bool) -> None:
         super().__init__(run)
         self._save_dir = save_dir
-        self._respite = respite(launcher)
+        self._respite = respite(launcher, grace=run.run.save_grace)
         self._writes = writes
         self._save_seconds = last_save_seconds(save_dir)
 
@@ -48,6 +51,12 @@ class Status(Callback):
             trainer.say(self._respite.judge(seconds))
         self._save_seconds = seconds
         self.write("running", trainer.progress.step, trainer.last_step)
+
+    def leave_word(self, last_saved: Location | None, total_steps: int) -> None:
+        """Where the process is ending without the save that a signal asked for: it is to be started again as well."""
+        if ranks.ending_status() == INTERRUPTED_STATUS:
+            step = step_of(last_saved) if last_saved is not None else 0
+            self.write("stopped", step, total_steps)
 
     def write(self, state: str, step: int, total_steps: int) -> None:
         """Write the file: "running", "stopped" (saved and stopped on a signal: to be started again) or "finished"."""
@@ -84,15 +93,16 @@ class Respite:
         )
 
 
-def respite(launcher: str, env: Mapping[str, str] | None = None) -> Respite:
+def respite(launcher: str, env: Mapping[str, str] | None = None, grace: float | None = None) -> Respite:
     """What the launcher allows, by its variables.
 
     Args:
         launcher: of `ProcessEnvironment`.
         env: the environment; the process's own when None.
+        grace: of --save_grace.
     """
     env = os.environ if env is None else env
-    allowed = []
+    allowed = [] if grace is None else [Respite(grace, "--save_grace")]
     if launcher == "torchrun":
         name = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
         allowed.append(Respite(_number(env.get(name), _TORCHRUN_SECONDS), f"torchrun's {name}"))

@@ -1,0 +1,35 @@
+"""A callback that holds a rank up at a place that the environment names, until a file `go` is there.
+
+HELD=/folder HELD_AT=on_start HELD_RANK=1 python pretrain.py --import held_callback --callback held …
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from llama_dyt.training.callbacks.callback import CALLBACKS, Callback
+
+
+class Held(Callback):
+    name, every_rank = "held", True
+
+    def on_start(self, trainer):
+        self._hold("on_start")
+
+    def after_step(self, trainer, outcome):
+        if outcome.step == 3:
+            self._hold("after_step")
+
+    def _hold(self, place):
+        folder = Path(os.environ["HELD"])
+        (folder / f"{place}.{dist.get_rank()}").touch()
+        if os.environ["HELD_AT"] == place and dist.get_rank() == int(os.environ.get("HELD_RANK", 0)):
+            while not (folder / "go").exists():
+                time.sleep(0.02)
+
+
+CALLBACKS.register(Held)
