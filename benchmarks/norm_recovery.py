@@ -4,8 +4,9 @@
 
 For each seed a small model (the quickstart's size, on the sample corpus) is trained with RMSNorm. Its norms are then
 exchanged, or fitted to its own on text (`convert.py --norm dyt --calibrate`), and the result is trained on for 5% of
-the tokens, on the text alone or beside the original (`--distill_from`). Everything runs by the entries' command lines
-and is scored on the documents that the sample holds out. What --folder holds already is not made again.
+the tokens, on the text alone or beside the original (`--distill_from`); or they stay and are exchanged within the first
+third of these steps, one after the other (`--norm tapered`, `--taper_steps`). Everything runs by the entries' command
+lines and is scored on the documents that the sample holds out. What --folder holds already is not made again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ WAYS = {
     "fitted, text": "fitted, then trained on text",
     "exchanged, teacher": "exchanged, then trained beside the original",
     "fitted, teacher": "fitted, then trained beside the original",
+    "gated, text": "fitted, gated one after the other while trained on text",
+    "gated, teacher": "fitted, gated one after the other beside the original",
 }
 
 
@@ -48,6 +51,7 @@ class Seed:
         self._seed = ["--seed", str(number)]
         self._steps = arguments.steps
         self._recovery = round(arguments.steps * arguments.share)
+        self._taper_steps = max(1, round(self._recovery * arguments.taper_share))
         self._lr = arguments.lr
         self._original_lr = arguments.original_lr
 
@@ -55,25 +59,34 @@ class Seed:
         """Way → loss on the held-out documents, "original" among them."""
         original = self._original()
         found = {"original": self._score("original", self._folder / "original")}
-        fitted = self._folder / "fitted"
-        if not fitted.exists():
-            words = ["--input_path", str(original), "--output_path", str(fitted), "--norm", "dyt"]
-            _run("convert.py", *words, "--calibrate", "sample")
+        starts = {"exchanged": original}
+        for start, norm in (("fitted", "dyt"), ("gated", "tapered")):
+            starts[start] = self._converted(original, start, norm, "--calibrate", "sample")
         for way in WAYS:
             start, _, recovery = way.partition(", ")
             teaching = ["--distill_from", str(original), *TEACHING] if recovery == "teacher" else []
             # An exchange alone is made by a step that moves nothing.
             steps, lr = (self._recovery, self._lr) if recovery else (1, 1e-12)
             if start == "fitted" and not recovery:
-                found[way] = self._score(way, fitted)
+                found[way] = self._score(way, starts[start])
                 continue
             place = self._folder / way.replace(", ", "_")
             if not place.exists():
-                words = ["--model_path", str(original if start == "exchanged" else fitted), "--norm", "dyt"]
+                words = ["--model_path", str(starts[start])]
+                words += ["--taper_steps", str(self._taper_steps)] if start == "gated" else ["--norm", "dyt"]
                 words += ["--max_steps", str(steps), "--warmup_steps", str(steps // 9), "--lr", str(lr)]
                 _run("pretrain.py", *COMMON, *self._seed, *words, *teaching, "--save_dir", str(place))
+            if start == "gated":
+                place = self._converted(place, f"{place.name}_ended", "dyt")
             found[way] = self._score(way, place)
         return found
+
+    def _converted(self, model: Path, name: str, norm: str, *more: str) -> Path:
+        place = self._folder / name
+        if not place.exists():
+            words = ["--input_path", str(model), "--output_path", str(place), "--norm", norm]
+            _run("convert.py", *words, *more)
+        return place
 
     def _original(self) -> Path:
         place = self._folder / "original"
@@ -108,6 +121,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1800, help="of the originals; default: 1800")
     parser.add_argument("--original_lr", type=float, default=4e-3, help="default: 4e-3")
     parser.add_argument("--share", type=float, default=0.05, help="of the steps, to recover in; default: 0.05")
+    share = "of those steps, until all norms are exchanged, where one after the other is; default: a third"
+    parser.add_argument("--taper_share", type=float, default=1 / 3, help=share)
     parser.add_argument("--lr", type=float, default=1e-3, help="of the recovery; default: 1e-3")
     parser.add_argument("--results", type=Path, help="folder for a dated file of the figures")
     arguments = parser.parse_args()

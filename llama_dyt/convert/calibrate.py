@@ -66,8 +66,12 @@ def calibrate(weights: Weights, name: str, batches: Sequence[Tensor], flag: str 
         raise ConfigurationError(Problem(flag, name, "it cannot be fitted to another norm's outputs", "take dyt"))
     if norm_of(weights.config).name == name:
         raise ConfigurationError(Problem(flag, name, "the model has that norm already", "leave it out"))
+    try:
+        fields = norm.gate.over(weights.config) if norm.gate is not None else {}
+    except ValueError as error:
+        raise ConfigurationError(Problem(flag, name, str(error), "take another")) from error
     before = _loaded(weights)
-    config = _config_with(weights.config, name)
+    config = config_with(weights.config, name, **fields)
     after, new = _sharing(before, config)
     streams = _Streams(before, after, family, batches)
     errors: dict[str, float] = {}
@@ -78,7 +82,12 @@ def calibrate(weights: Weights, name: str, batches: Sequence[Tensor], flag: str 
         place = config.norm_places[site]
         for parameter, value in norm.fit(inputs, outputs, config, place).items():
             new[f"{full_name}.{parameter}"].copy_(value)
-        left = getattr(owner_after, site)(inputs) - outputs
+        layer = getattr(owner_after, site)
+        if norm.gate is not None:  # what was fitted is behind it
+            norm.gate.set(layer, 1.0)
+        left = layer(inputs) - outputs
+        if norm.gate is not None:
+            norm.gate.set(layer, 0.0)
         errors[full_name] = (left.norm() / outputs.norm().clamp_min(1e-30)).item()
 
     for number, (layer_before, layer_after) in enumerate(zip(family.layers_of(before), family.layers_of(after))):
@@ -129,23 +138,24 @@ def _loaded(weights: Weights) -> nn.Module:
     return model.eval()
 
 
-def _config_with(config: Any, norm: str) -> Any:
-    """The same model's config with another norm, whose own fields are as for a new one."""
+def config_with(config: Any, norm: str, **fields: Any) -> Any:
+    """The same model's config with another norm, whose own fields are as for a new one, but for those given."""
     ours = {name: value for name, value in config.to_dict().items() if name != "norm_type"}
     for name in {name for spec in NORMS for name in spec.config_fields} | {"embedding_scale", "norm_module"}:
         ours.pop(name, None)
-    return type(config)(**copy.deepcopy(ours), norm_type=norm)
+    return type(config)(**copy.deepcopy(ours), norm_type=norm, **fields)
 
 
 def _sharing(before: nn.Module, config: Any) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """A model of this config with the other's parameters, but for those of norms and of the embedding's scale, which
-    are new and given by name."""
+    are new and given by name; a new norm's begin as the old one's of the same name."""
     after = empty_model(config)
     held, new = dict(before.named_parameters()), {}
     for name, parameter in list(after.named_parameters()):
         owner, _, kind = name.rpartition(".")
         if owner.rpartition(".")[2] in config.norm_places or name not in held:
-            new[name] = nn.Parameter(torch.zeros(parameter.shape))
+            value = held[name].detach().clone() if name in held else torch.zeros(parameter.shape)
+            new[name] = nn.Parameter(value)
         setattr(after.get_submodule(owner), kind, new.get(name, held.get(name)))
     after.tie_weights()
     scale = family_of(config).embedding_scale

@@ -16,6 +16,7 @@ from llama_dyt.convert.calibrate import calibrate
 from llama_dyt.convert.fold import fold
 from llama_dyt.convert.settings import ConvertSettings
 from llama_dyt.convert.source import Opened, source_of
+from llama_dyt.convert.tapered import finish
 from llama_dyt.convert.target import TARGETS, Job, Target
 from llama_dyt.convert.upcycle import upcycle
 from llama_dyt.convert.verify import compare
@@ -100,7 +101,11 @@ def _changed(weights: Weights, settings: ConvertSettings, opened: Opened) -> tup
     """The weights as they shall be, and a sentence on each change. Further changes of a model belong here: each takes
     weights and gives weights, read one by one."""
     changes: list[str] = []
-    if settings.norm is not None:
+    if settings.norm is not None and settings.calibrate is None:
+        finished = finish(weights, settings.norm)
+        weights = finished.weights
+        changes.append(str(finished))
+    elif settings.norm is not None:
         tokenizer, _ = _tokenizer(settings, opened, weights.config)
         calibrated = calibrate(weights, settings.norm, _calibration_text(settings, tokenizer, weights.config))
         weights = calibrated.weights

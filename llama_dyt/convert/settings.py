@@ -95,7 +95,8 @@ class ConvertSettings:
     norm: str | None = option(
         None,
         "Put this norm into the model, fitted to what its own gave on the text of --calibrate. An experiment: the "
-        "result is a start for further training.",
+        "result is a start for further training. tapered keeps the model's own norms beside Dynamic Tanh, for "
+        "--taper_steps of pretrain.py; where all of them have become it, dyt, without --calibrate, leaves that alone.",
         choices=lambda: tuple(norm.name for norm in NORMS if norm.fit is not None),
         entries=_HERE,
     )
@@ -172,10 +173,8 @@ def _problems(settings: ConvertSettings) -> list[str]:
         problems += _output_problems(Path(settings.output_path))
     if not settings.max_shard_bytes:
         problems.append(Problem("max_shard_size", settings.max_shard_size, "give a size, such as 5GB or 500MB"))
-    if (settings.norm is None) != (settings.calibrate is None):
-        given, other = ("norm", "calibrate") if settings.calibrate is None else ("calibrate", "norm")
-        reason = f"goes with --{other}"
-        problems.append(Problem(given, getattr(settings, given), reason, "give both, or neither", clause=True))
+    if settings.norm is None and settings.calibrate is not None:
+        problems.append(Problem("calibrate", settings.calibrate, "goes with --norm", "give both", clause=True))
     if settings.shards > 1 and not TARGETS.get(settings.target).divided:
         reason = f"--to {settings.target} is not divided by tensor-parallel ranks"
         problems.append(Problem("shards", settings.shards, reason, "leave it out; --max_shard_size bounds its files"))

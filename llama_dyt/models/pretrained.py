@@ -108,6 +108,12 @@ def _opened(
     except ConfigurationError as error:
         raise CheckpointError(str(error)) from error
     swapped = own_norm.name != config.norm_type
+    if swapped and own_norm.gate is not None:
+        way = f"it becomes {own_norm.gate.becomes} by convert.py --norm {own_norm.gate.becomes}"
+        raise CheckpointError(f"{path}: its norm is {own_norm.name}, and not to be exchanged; {way}")
+    if swapped and norm_of(config).gate is not None:
+        way = f"convert.py --norm {config.norm_type} --calibrate TEXT puts it there"
+        raise CheckpointError(f"{path}: its norm is {own_norm.name}, and {config.norm_type} needs a fit; {way}")
     with ModelFiles(path, family_of(config)) as files:
         _compare(path, files.shapes(), config, own_norm, grown_from)
         if swapped:

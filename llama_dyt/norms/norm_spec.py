@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,33 @@ ATTENTION, FEED_FORWARD, FINAL = "attention", "feed_forward", "final"
 
 def _settle_nothing(config: Any) -> None:
     """A norm without fields of its own in the config."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How the layers of a norm become those of another while they are trained, one after the other.
+
+    A gate is a number from 0, the norm that was there, to 1, the norm that it becomes; each layer has its own.
+
+    Attributes:
+        becomes: the name of the norm that is there when all gates are at 1.
+        parameters: parameter of that norm's layer → the parameter of this one's that it is.
+        over: (HF config of a model with another norm) → fields of the config of the model that this norm is put into;
+            ValueError where it cannot be.
+        field: of the config: all gates of a model, in the order that data goes through its norms.
+        set: (layer, gate) opens the gate of a layer so far.
+    """
+
+    becomes: str
+    parameters: Mapping[str, str]
+    over: Callable[[Any], Mapping[str, Any]]
+    field: str
+    set: Callable[[Any, float], None]
+
+    def open(self, config: Any, layers: Iterable[Any]) -> None:
+        """Open the gates of a model's norms, in their order, as far as the config says, which may be of more layers."""
+        for layer, value in zip(layers, getattr(config, self.field), strict=False):
+            self.set(layer, value)
 
 
 @dataclass(frozen=True)
@@ -40,6 +67,7 @@ class NormSpec:
         probe: (layer, rows) → named scalars of a layer, on its device, from some of its input (tokens, hidden_size) in
             fp32; these names are keys of a metrics record. None: nothing is looked at.
         settings: dataclass of options: flags that this norm brings. Those named like a config field are put there.
+        gate: how it becomes another norm by a schedule of training; None: it stays what it is.
     """
 
     name: str
@@ -55,4 +83,5 @@ class NormSpec:
     settle: Callable[[Any], None] = _settle_nothing
     probe: Callable[[Any, Any], Mapping[str, Any]] | None = None
     settings: type | None = None
+    gate: Gate | None = None
     aliases: tuple[str, ...] = field(default=())

@@ -34,6 +34,7 @@ from llama_dyt.training.callbacks.routing import Routing
 from llama_dyt.training.callbacks.samples import AskedPrompts, Samples
 from llama_dyt.training.callbacks.saturation import Saturation
 from llama_dyt.training.callbacks.status import Status
+from llama_dyt.training.callbacks.tapering import Tapering
 from llama_dyt.training.callbacks.validation import HeldOutBatches, Validation
 from llama_dyt.training.checkpoint.background import BackgroundWriter
 from llama_dyt.training.checkpoint.forward_check import require_same
@@ -57,6 +58,7 @@ from llama_dyt.training.schedule import LearningRateSchedule
 from llama_dyt.training.signals import INTERRUPTED_STATUS, StopRequest
 from llama_dyt.training.snapshots.found import Snapshot
 from llama_dyt.training.summary import print_summary, run_in_words
+from llama_dyt.training.tapering.plan import schedule_of
 from llama_dyt.training.trackers.tracker import Tracked
 from llama_dyt.training.trackers.trackers import Trackers
 from llama_dyt.training.weights import starting_weights
@@ -306,11 +308,13 @@ class Session:
         trackers = trackers or Trackers()
         batch = batch_state(self.plan.asked or run, run, dist.get_world_size())
         checkpointing = Checkpointing(run, writer, trackers, batch) if writer else None
+        taper = schedule_of(run, self.plan.model_config)
         callbacks = Callbacks(
             [
                 Reporting(run, trackers, self.snapshots.found.in_words if self.snapshots.found else None),
                 Saturation(run),
                 Routing(run),
+                *([Tapering(run, taper)] if taper is not None else []),
                 *asked_for(run, first=dist.get_rank() == 0),
                 Logging(run, trackers, self.speedometer),
                 *([Validation(run, validation, trackers)] if validation else []),

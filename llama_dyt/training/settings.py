@@ -23,6 +23,7 @@ from llama_dyt.training.snapshots.settings import (
     snapshot_problems,
     snapshot_warnings,
 )
+from llama_dyt.training.tapering.settings import TaperSettings, tapering_problems, tapering_warnings
 from llama_dyt.training.trackers.settings import TrackingSettings, tracking_path_problems, tracking_problems
 from llama_dyt.training.trackers.tracker import TRACKERS
 
@@ -234,6 +235,7 @@ def problems(run: RunConfig, world_size: int | None, device: str | None) -> Iter
     yield from benchmark_problems(run)
     yield from sample_problems(run)
     yield from distillation_problems(run, device)
+    yield from tapering_problems(run)
     yield from _unknown_or_twice("callback", run.run.callbacks, CALLBACKS)
     yield from _unknown_or_twice("tracker", run.run.trackers, TRACKERS)
     yield from snapshot_problems(run)
@@ -294,6 +296,7 @@ def warnings(run: RunConfig, world_size: int | None, device: str | None, total_s
             f"the learning rate never reaches --lr {run.optimizer.lr:g}; "
             f"give less, such as --warmup_steps {min(max(total_steps // 20, 1), total_steps - 1)}"
         )
+    yield from tapering_warnings(run, total_steps)
 
 
 OWNED = Owned(
@@ -303,6 +306,7 @@ OWNED = Owned(
         "snapshots": SnapshotSettings,
         "tracking": TrackingSettings,
         "distillation": DistillationSettings,
+        "tapering": TaperSettings,
         "samples": SampleSettings,
         "benchmark": BenchmarkSettings,
     },

@@ -75,14 +75,18 @@ def num_layers(run: RunConfig) -> int:
 
 
 def start(
-    run: RunConfig, folder: Path | None = None, resume_from: Path | None = None, teacher: Path | None = None
+    run: RunConfig,
+    folder: Path | None = None,
+    resume_from: Path | None = None,
+    teacher: Path | None = None,
+    norm: str = "dyt",
 ) -> Trainer:
     """The trainer of a run as an entry gets it, in the process group that the pool made."""
     plan = Plan(
         run=run,
         environment=ProcessEnvironment(dist.get_rank(), dist.get_world_size()),
         device="cpu",
-        model_config=small_run.model_config(num_layers=num_layers(run)),
+        model_config=small_run.model_config(norm, num_layers=num_layers(run)),
         checkpoint=Checkpoint(resume_from) if resume_from else None,
         teacher_folder=teacher,
     )

@@ -149,7 +149,11 @@ class Checkpoint:
         """The longest sequence that the saved model says it was made for."""
         if self.holds_adapter:
             return self.base.positions
-        return int(_read_json(self.path / "model" / "config.json")["max_position_embeddings"])
+        return int(self.model_field("max_position_embeddings"))
+
+    def model_field(self, name: str) -> Any:
+        """A field of the saved model's config, where the whole model was saved."""
+        return _read_json(self.path / "model" / "config.json")[name]
 
     def check_fits(self, shapes: dict[str, torch.Size]) -> None:
         """Compare names and shapes with the model of the run.

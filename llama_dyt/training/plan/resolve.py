@@ -53,6 +53,7 @@ from llama_dyt.training.plan.datasets import datasets, loader_options, look_at_d
 from llama_dyt.training.plan.global_batch import overruled, with_batch_of
 from llama_dyt.training.plan.plan import Plan
 from llama_dyt.training.plan.tokenizer import fit_tokenizer
+from llama_dyt.training.tapering.plan import fit_gates, schedule_of
 from llama_dyt.training.trackers.jsonl import METRICS_FILE, read_metrics
 
 
@@ -90,6 +91,7 @@ def resolve(checked: Checked) -> Plan:
     model_config, notes = _resolve_model(run, checked.device, found, data, weights_folder, checkpoint)
     found.raise_if_any()
     teacher_folder = found.attempt(lambda: _teacher_folder(run, model_config))
+    found.attempt(lambda: schedule_of(run, model_config))
     adapter, adapter_from = _resolve_adapter(run, model_config, found, checkpoint)
     found.raise_if_any()
     return Plan(
@@ -202,6 +204,7 @@ def _resolve_model(
     if config is not None:
         notes = found.attempt(lambda: _fit_positions(run, config, checkpoint)) or []
         notes += _grow_vocabulary(config, data) if data.added and weights_folder is not None else []
+        notes += found.attempt(lambda: fit_gates(run, config, checkpoint)) or []
     if config is not None and tokenizer is not None:
         found.attempt(lambda: _check_vocabulary(run, data, config, weights_folder))
     if tokenizer is not None:

@@ -77,7 +77,7 @@ def test_rms_norm_is_transformers_in_fp32_to_the_last_bit():
 
 
 def test_each_norm_is_built_by_name_for_its_place():
-    assert set(NORMS.names()) == {"dyt", "layernorm", "rmsnorm", "unit_offset_rmsnorm"}
+    assert set(NORMS.names()) == {"dyt", "layernorm", "rmsnorm", "tapered", "unit_offset_rmsnorm"}
     config = build_config("15m", attn_alpha_init_value=0.3, dec_alpha_init_value=0.2)
     first, last = (NORMS.get("dyt").build(config, place) for place in (ATTENTION, FINAL))
     assert isinstance(first, DynamicTanh) and first.alpha.item() == pytest.approx(0.3) and first.bias is None
