@@ -33,6 +33,7 @@ from llama_dyt.training.checkpoint.writer import CheckpointWriter
 from llama_dyt.training.loop import Trainer
 from llama_dyt.training.plan import Plan
 from llama_dyt.training.session import Session
+from llama_dyt.training.tapering.plan import fit_gates
 from tests.distributed import small_run
 from tests.distributed.small_run import Layout
 
@@ -82,12 +83,15 @@ def start(
     norm: str = "dyt",
 ) -> Trainer:
     """The trainer of a run as an entry gets it, in the process group that the pool made."""
+    config = small_run.model_config(norm, num_layers=num_layers(run))
+    checkpoint = Checkpoint(resume_from) if resume_from else None
+    fit_gates(run, config, checkpoint)
     plan = Plan(
         run=run,
         environment=ProcessEnvironment(dist.get_rank(), dist.get_world_size()),
         device="cpu",
-        model_config=small_run.model_config(norm, num_layers=num_layers(run)),
-        checkpoint=Checkpoint(resume_from) if resume_from else None,
+        model_config=config,
+        checkpoint=checkpoint,
         teacher_folder=teacher,
     )
     session = "llama_dyt.training.session"
