@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_dyt.models.build import norm_sites
 from tests.distributed import small_run
 from tests.distributed.small_run import Layout, hybrid
 from tests.distributed.training_cases import Trace, finish, follow, open_batches, start
@@ -37,7 +38,7 @@ def tapered(layout: Layout, folder: str, precision: str = "fp32") -> tuple[Trace
         for _ in range(number):
             trainer.callbacks.before_step(trainer, trainer.progress.step + 1)
             follow(trainer, steps, trace, 1)
-        return [layer.gate.item() for layer in trainer.boosted.module.model.norm_layers()]
+        return [layer.gate.item() for _, layer in norm_sites(trainer.boosted.module)]
 
     trainer = start(run, Path(folder), norm="tapered")
     with open_batches(trainer, None) as batches:

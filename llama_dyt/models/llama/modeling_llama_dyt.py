@@ -279,14 +279,10 @@ class LlamaDytModel(LlamaDytPreTrainedModel):
         self.add_module(self.final_norm, _norm(config, self.final_norm))
         self.rotary_emb = RotaryEmbedding(config)
         if (gate := norm_of(config).gate) is not None:
-            gate.open(config, self.norm_layers())
+            of_layers = [getattr(layer, name) for layer in self.layers for name in layer.norms]
+            gate.open(config, [*of_layers, getattr(self, self.final_norm)])
         self.gradient_checkpointing = False
         self.post_init()
-
-    def norm_layers(self) -> list[nn.Module]:
-        """Every norm, in the order that data goes through them."""
-        of_layers = [getattr(layer, name) for layer in self.layers for name in self.layer_class.norms]
-        return [*of_layers, getattr(self, self.final_norm)]
 
     def through_layers(
         self, attention_mask: Tensor | None, first_layer: int = 0

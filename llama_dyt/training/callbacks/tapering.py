@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llama_dyt.config.run import RunConfig
-from llama_dyt.models.spec import family_of
+from llama_dyt.models.build import norm_sites
 from llama_dyt.norms.by_name import norm_of
 from llama_dyt.training.callbacks.callback import Callback, Training
 from llama_dyt.training.step import StepOutcome
@@ -31,7 +31,7 @@ class Tapering(Callback):
         self._gates = [max(pair) for pair in zip(came_with, self._schedule.gates(step), strict=True)]
         if self._gates != came_with:
             setattr(config, gate.field, self._gates)
-            gate.open(config, family_of(config).decoder_of(module).norm_layers())
+            gate.open(config, (layer for _, layer in norm_sites(module)))
 
     def record(self, trainer: Training, outcome: StepOutcome) -> dict[str, float]:
         return {"taper_progress": sum(self._gates) / len(self._gates)}

@@ -37,6 +37,14 @@ def logits(model) -> torch.Tensor:
     return model(input_ids=text(2, 7)).logits
 
 
+def norm_layers(model) -> list:
+    """In the order that data goes through them."""
+    of_layers = [
+        norm for layer in model.model.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+    ]
+    return [*of_layers, model.model.norm]
+
+
 def with_gates(weights, gates):
     """The same weights, as far on their way as a run would have left them."""
     setattr(weights.config, GATE.field, list(gates))
@@ -66,10 +74,10 @@ def test_it_is_the_original_before_it_begins_and_dynamic_tanh_when_it_has_ended(
 def test_a_folder_keeps_how_far_each_norm_is(tmp_path):
     model = made(calibrate(weights_of(untrained("15m")), "tapered", [text(4, 0)]).weights)
     model.config.taper_gates = [1.0, 0.75, 0.5, 0.25, 0.125, 0.0, 0.0]
-    GATE.open(model.config, model.model.norm_layers())
+    GATE.open(model.config, norm_layers(model))
     model.save_pretrained(tmp_path)
     for loaded in (AutoModelForCausalLM.from_pretrained(tmp_path), load_pretrained(tmp_path)):
-        assert [layer.gate.item() for layer in loaded.model.norm_layers()] == model.config.taper_gates
+        assert [layer.gate.item() for layer in norm_layers(loaded)] == model.config.taper_gates
         assert torch.equal(logits(loaded.eval()), logits(model))
     with pytest.raises(ConfigurationError, match="taper_gates has 7 numbers; it takes 5"):
         build_config(tmp_path, num_hidden_layers=2)
