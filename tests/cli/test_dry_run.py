@@ -115,6 +115,21 @@ def test_finetuning_counts_its_steps_from_the_examples(dry_run, corpus, pretrain
     assert "# steps           12" in dry_run(finetune, [*flags, "-x", "fp32"], 2)
 
 
+def test_what_fits_of_8x7b_is_what_the_page_says(dry_run):
+    page = (ROOT / "docs/experts.md").read_text(encoding="utf-8")
+    head, *rows = re.findall(r"^\| (?:GPUs|\d+) \|.*$", page, re.M)
+    layouts = [cell.strip(" `").split() for cell in head.split("|")[2:-1]]
+    assert len(layouts) == 5 and len(rows) == 4
+    for row in rows[1::2]:
+        processes, *told = (cell.strip() for cell in row.split("|")[1:-1])
+        for plugin, said in zip(layouts, told, strict=True):
+            sequences = 2 if "--pp" in plugin else 1
+            flags = ["-c", "mixtral_8x7b", "-p", *plugin, "-l", 4096, "-b", sequences, "-g"]
+            text = dry_run(benchmark, [*flags, "--dry_run_processes", processes])
+            (memory,) = re.findall(r"^# memory a rank +([\d.]+) GiB", text, re.M)
+            assert f"{float(memory):.0f}" == said, (processes, plugin, memory)
+
+
 RECIPES = sorted(
     path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("quickstart", "finetune_7b", "lora_7b")
 )

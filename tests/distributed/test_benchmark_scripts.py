@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.entries import MODEL_SIZE, ROOT, free_port
 from tests.distributed import benchmark_cases
-from tests.unit.test_scripts import BENCHMARKS, copy_of, make_command, run_script
+from tests.unit.test_scripts import BENCHMARKS, SMALL_SIZES, copy_of, make_command, run_script
 
 pytestmark = pytest.mark.distributed
 
@@ -22,7 +22,8 @@ def test_what_a_script_asks_for_trains(pool, path: Path, tmp_path: Path):
     make_command(tmp_path / "venv/bin/colossalai", "printf '%s\\n' \"$@\"")
     make_command(tmp_path / "venv/bin/python", "true")
     script = copy_of(path.parent, tmp_path) / path.name
-    ended = run_script(script, *SMALL, CONFIG="15m", NPROC="2", LENGTH="8", VENV=str(tmp_path / "venv"))
+    size = SMALL_SIZES.get(path.parent.name, "15m")
+    ended = run_script(script, *SMALL, CONFIG=size, NPROC="2", LENGTH="8", VENV=str(tmp_path / "venv"))
     words = ended.stdout.split("/benchmark.py\n")[1].splitlines()
     first, second = pool(2).run(benchmark_cases.measured, words=words)
     losses = [step["loss"] for step in first["steps"]]

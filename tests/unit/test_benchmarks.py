@@ -8,13 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.common import KEEP_LARGE_BUFFERS, ratio_of_pairs, say_ratio
+from llama_dyt.models import build_config, build_model
+from llama_dyt.models.ops.routing import RoutingBoard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPOSITORY / "benchmarks"))  # as `python benchmarks/breakdown.py` has it
 
 from benchmarks.breakdown import REST, device_seconds, table, term_of, union_seconds  # noqa: E402
+from benchmarks.experts import Arm, arms, logit_bound, routers  # noqa: E402
+from benchmarks.experts import table as table_of_experts  # noqa: E402
 from benchmarks.steps import compare_losses  # noqa: E402
 from benchmarks.string_tasks import TASKS, Size, write_data  # noqa: E402
 
@@ -135,3 +140,48 @@ def test_words_that_are_asked_are_in_nothing_that_is_learned(tmp_path):
     learned = {json.loads(line)["prompt"].split(": ")[1].strip() for line in rows["pairs"]}
     assert len(learned) == 60 and not words & learned
     assert all(row["expected"] == TASKS[row["task"]](row["prompt"].split(": ")[1].strip()) for row in asked)
+
+
+@pytest.mark.parametrize("norm", ["dyt", "rmsnorm"])
+def test_a_routers_bound_is_held_and_reached(norm):
+    config = build_config("mixtral_8x2m", norm=norm, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    layer = build_model(config, seed=0).model.layers[0]
+    with torch.no_grad():
+        torch.nn.init.normal_(layer.post_attention_layernorm.weight)
+    bound = logit_bound(norm, layer)
+    products = layer.post_attention_layernorm.weight * layer.mlp.gate.weight
+
+    def logits(read):
+        return layer.mlp.gate(layer.post_attention_layernorm(read)).abs().max().item()
+
+    assert all(logits(100 * torch.randn(64, 16)) < bound for _ in range(10))
+    worst = 1e4 * (products.sign() if norm == "dyt" else products)
+    assert logits(worst) == pytest.approx(bound, rel=1e-5)
+
+
+def test_routers_are_counted_as_training_counts_them():
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(3, 50, 8, generator=generator)
+    board = RoutingBoard(3, 0.0, 0.0)
+    with board.through_layers(0, None) as routing:
+        for layer, of_layer in enumerate(logits):
+            routing.count(layer, of_layer, of_layer.topk(2).indices)
+    totals, seen = board.passes[0].totals(), routers(logits, 2)
+    assert seen["balance"] == pytest.approx(totals.balance.item(), rel=1e-6)
+    assert seen["z"] == pytest.approx(totals.z.item(), rel=1e-6)
+    assert seen["entropy"] == pytest.approx((totals.entropies.sum() / totals.rows.sum()).item(), rel=1e-6)
+    assert seen["load_most"] == pytest.approx((totals.choices.max() / (50 * 2 / 8)).item())
+    shifted = routers(logits + 5, 2)
+    assert shifted["spread"] == pytest.approx(seen["spread"], rel=1e-5) and shifted["z"] > 2 * seen["z"]
+    silent = logits.clone()
+    silent[..., :2] = -100
+    assert routers(silent, 2)["unused"] == 0.25
+
+
+def test_the_study_of_experts_has_a_line_an_arm_with_the_range_of_its_seeds():
+    of_an_arm = arms(2e-3, 0.02, 0.001)
+    assert len(of_an_arm) == 8 and Arm(2e-3, "rmsnorm", 0.02, 0.0) in of_an_arm
+    figures = dict.fromkeys(("balance", "entropy", "load_most", "unused", "z", "spread", "logit", "bound"), 1.0)
+    rows = [{**vars(arm), **figures, "loss": float(seed)} for seed in (1, 2, 6) for arm in of_an_arm]
+    lines = table_of_experts(rows)
+    assert len(lines) == 2 + 8 and lines[2].startswith("| 0.002 | dyt | 0 | 0 | 3.000 (1.000 to 6.000) | 1.000")

@@ -17,6 +17,10 @@ from llama_dyt.config.cli import read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BENCHMARKS = sorted(REPOSITORY.glob("scripts/benchmark_*/*.sh"))
+PRETRAININGS = sorted(REPOSITORY.glob("scripts/pretrain_*/*.sh"))
+SIZES = {"benchmark_7B": "7b", "benchmark_70B": "70b", "benchmark_8x7B": "mixtral_8x7b"}
+SMALL_SIZES = {"benchmark_8x7B": "mixtral_8x2m"}
+"""Of the folders whose flags are a family's own; 15m does for the others."""
 
 
 def make_command(path: Path, text: str) -> None:
@@ -26,7 +30,8 @@ def make_command(path: Path, text: str) -> None:
 
 
 def run_script(path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    kept = ("NPROC", "CONFIG", "BATCH", "LENGTH", "TP", "PP", "ZERO", "PYTHON", "VENV", "SAVE_DIR", "MASTER_PORT")
+    kept = ("NPROC", "CONFIG", "BATCH", "LENGTH", "TP", "PP", "EP", "ZERO", "PYTHON", "VENV", "SAVE_DIR", "MASTER_PORT")
+    kept += ("CONFIG_FILE", "NODES", "MASTER")
     environment = {name: value for name, value in os.environ.items() if name not in kept}
     return subprocess.run(
         ["bash", str(path), *arguments],
@@ -54,14 +59,15 @@ def environment(tmp_path) -> Path:
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_every_benchmark_starts_small_on_one_cpu_machine(path, num_processes, environment, tmp_path):
     folder = copy_of(path.parent, tmp_path)
-    result = run_script(folder / path.name, CONFIG="15m", NPROC=str(num_processes), VENV=str(environment))
+    size = SMALL_SIZES.get(path.parent.name, "15m")
+    result = run_script(folder / path.name, CONFIG=size, NPROC=str(num_processes), VENV=str(environment))
     assert result.returncode == 0, result.stderr
     words = result.stdout.split("== colossalai\n")[1].splitlines()
     assert words[:5] == ["run", "--nproc_per_node", str(num_processes), "--master_port", "29500"]
     assert words[5].endswith("/benchmark.py")
     run, problems = read("benchmark", words[6:])
     assert problems + collect_problems(run, num_processes, "cpu") == []
-    assert (run.model.config, run.data.max_length, run.data.batch_size) == ("15m", 64, 2)
+    assert (run.model.config, run.data.max_length, run.data.batch_size) == (size, 64, 2)
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: f"{p.parent.name}/{p.name}")
@@ -75,7 +81,7 @@ def test_every_benchmark_runs_on_the_hosts_in_its_folder(path, environment, tmp_
     assert words[:5] == ["run", "--nproc_per_node", "8", "--hostfile", "hosts.txt"]
     run, problems = read("benchmark", words[8:])
     assert problems + collect_problems(run, 32, "cuda") == []
-    assert run.model.config == ("70b" if "70B" in path.parent.name else "7b")
+    assert run.model.config == SIZES[path.parent.name]
     assert run.data.max_length == 4096 and run.benchmark.num_steps == 7
 
 
@@ -95,6 +101,46 @@ def copy_of(folder: Path, tmp_path: Path) -> Path:
     for script in REPOSITORY.glob("scripts/*.sh"):
         shutil.copy(script, copy)
     return Path(shutil.copytree(folder, copy / folder.name, ignore=shutil.ignore_patterns("hosts.txt")))
+
+
+# --- pretraining
+
+
+@pytest.mark.parametrize("path", PRETRAININGS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_pretraining_starts_its_recipe_on_the_machines_it_is_told(path, environment, tmp_path):
+    folder = copy_of(path.parent, tmp_path)
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "repository/configs")
+    for name, variables in {"alone": {}, "four": {"NODES": "4", "MASTER": "node1"}}.items():
+        if name == "four":
+            shutil.copy(path.parent / "hosts.txt.example", folder / "hosts.txt")
+        result = run_script(folder / path.name, "--max_steps", "7", NPROC="8", VENV=str(environment), **variables)
+        assert result.returncode == 0, result.stderr
+        launcher, program = result.stdout.removeprefix("== ").split("\npretrain.py\n")
+        command, *words = launcher.splitlines()
+        assert command == {"colossalai_run": "colossalai", "torchrun": "torchrun"}[path.stem]
+        assert words[words.index("--nproc_per_node") + 1] == "8"
+        many = {f"{folder}/hosts.txt", "node1:29500"} & set(words)
+        assert bool(many) == (name == "four")
+        run, problems = read_in(tmp_path / "repository", "pretrain", program.splitlines())
+        assert problems + collect_problems(run, 32 if many else 8, "cuda") == []
+        assert (run.model.config, run.run.max_steps, run.run.load) == ("mixtral_8x7b", 7, "auto")
+
+
+def test_torchrun_on_many_machines_has_to_be_told_where_they_meet(environment, tmp_path):
+    folder = copy_of(REPOSITORY / "scripts/pretrain_8x7B", tmp_path)
+    result = run_script(folder / "torchrun.sh", NODES="2", VENV=str(environment))
+    assert result.returncode != 0 and "NODES=2 MASTER=node1 bash torchrun.sh" in result.stderr
+    assert "== torchrun" not in result.stdout
+
+
+def read_in(folder: Path, kind: str, words: list[str]):
+    """What an entry that is started there reads."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        return read(kind, words)
+    finally:
+        os.chdir(before)
 
 
 # --- quickstart
@@ -260,6 +306,8 @@ def test_a_job_whose_run_saved_and_stopped_is_put_back_in_the_queue_once_for_eve
 def test_the_signal_comes_as_early_as_the_run_is_told(path, slurm):
     text = path.read_text(encoding="utf-8")
     (early,) = re.findall(r"^#SBATCH --signal=TERM@(\d+)$", text, re.MULTILINE)
+    for goes_on_in in re.findall(r"^exec bash .*/(\S+\.sbatch)", text, re.MULTILINE):
+        text = (path.parent / goes_on_in).read_text(encoding="utf-8")
     told = slurm(path, "true").stdout.splitlines()
     assert f"LLAMA_DYT_STOP_SECONDS={early}" in told
     assert (f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={early}" in told) == ("srun torchrun" in text)
