@@ -8,10 +8,17 @@
     max_memory_mb: "Peak memory (MB)", data_wait_fraction: "Share of time waiting for data", loss_scale: "Loss scale (fp16)",
     skipped_steps: "Steps skipped", bad_lines: "Unusable lines", tokens_seen: "Tokens seen", alpha: "Alpha", saturation: "Saturation",
     sources: "Shares of the data (tokens)", validation_perplexity: "Perplexity, validation", validation_loss: "Loss, validation",
-    validation_seconds: "Seconds a validation", validation_tokens: "Tokens a validation" };
+    validation_seconds: "Seconds a validation", validation_tokens: "Tokens a validation",
+    expert_load: "Load of experts, as multiples of an even share", expert_load_range: "Load of the most and the least chosen expert",
+    router_entropy: "Entropy of the routers (nats)", router_balance_loss: "Balancing loss of the routers", router_z: "Routers' logsumexp², mean",
+    router_dropped: "Choices dropped, beyond an expert's capacity", router_dropped_share: "Share of choices dropped" };
+  const HOMES = { validation_loss: "loss", expert_load_most: "expert_load_range", expert_load_least: "expert_load_range" }; // one picture of several kinds
+  const OWN = { expert_load_most: "most", expert_load_least: "least" };
+  const RANGES = { expert_load: [0, 2] }; // of a map's colours; what is beyond has the last one
   const SECTIONS = [
     ["Learning", ["loss", "validation_loss", "validation_perplexity", "lr", "grad_norm", "samples_right"]],
     ["Norms", ["alpha", "saturation"]],
+    ["Experts", ["expert_load", "expert_load_range", "router_entropy", "router_balance_loss", "router_z", "router_dropped_share", "router_dropped"]],
     ["Speed and memory", ["tokens_per_second", "mfu", "tflops_per_device", "hardware_tflops_per_device", "max_memory_mb", "data_wait_fraction"]],
     ["Data", ["sources", "tokens_seen", "bad_lines"]],
     ["Other figures", []]];
@@ -55,20 +62,20 @@
   runs.forEach((run, place) => {
     const counts = {};
     for (const [name, [steps, values]] of Object.entries(run.lines)) {
-      const cut = name.indexOf("/"), kind = cut < 0 ? name : name.slice(0, cut), own = cut < 0 ? "" : name.slice(cut + 1);
+      const cut = name.indexOf("/"), kind = cut < 0 ? name : name.slice(0, cut), own = cut < 0 ? OWN[name] || "" : name.slice(cut + 1);
       const same = values.every((value) => value === values[0]);
-      if (same && !kind.endsWith("loss") && steps.length > 1 && !(many && Object.keys(WORDS).indexOf(kind) < 7) && kind !== "alpha" && kind !== "saturation" && kind !== "sources") {
+      if (same && !kind.endsWith("loss") && !HOMES[kind] && steps.length > 1 && !(many && Object.keys(WORDS).indexOf(kind) < 7) && kind !== "alpha" && kind !== "saturation" && kind !== "sources") {
         constant.push([many ? `${run.name}: ${name}` : name, show(values[0])]);
         continue;
       }
-      const home = kind === "validation_loss" ? "loss" : kind;
+      const home = HOMES[kind] || kind;
       counts[home] = counts[home] || 0;
       const validation = kind.startsWith("validation");
       const label = [many ? run.name : "", validation ? `validation ${own}` : own || (home === "loss" ? "training" : "")].filter(Boolean).join(" · ");
       const shade = many ? place : counts[home]++;
       if (!pictures.has(home)) pictures.set(home, []);
       const seconds = many ? Object.keys(run.lines).filter((one) => one.startsWith(kind + "/")).indexOf(name) : 0;
-      pictures.get(home).push({ label, steps, values, colour: colour(many ? place : shade), dashed: validation || seconds > 0, points: validation, last: steps[steps.length - 1] });
+      pictures.get(home).push({ label, steps, values, colour: colour(many ? place : shade), dashed: validation || seconds > 0 || own === "least", points: validation, last: steps[steps.length - 1] });
     }
   });
 
@@ -197,37 +204,35 @@
     return make("table", {}, make("caption", {}, `${title}: ${chosen.length} of ${steps.length} steps`), make("thead", {}, head), make("tbody", {}, ...rows));
   };
 
-  // ---- a map: a row a layer, a column a stretch of steps ------------------------------------------------------------
+  // ---- a map: coloured cells, which say what they are when pointed at -------------------------------------------------
   const STOPS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
   const ramp = (part) => {
     const at = Math.max(0, Math.min(1, part)) * (STOPS.length - 1), i = Math.min(STOPS.length - 2, Math.floor(at));
     return STOPS[i].map((from, k) => Math.round(from + (STOPS[i + 1][k] - from) * (at - i)));
   };
-  const mapFigure = (map, run) => {
-    const columns = map.steps.length, rows = map.names.length;
-    const found = map.values.flat().filter((value) => value !== null);
-    const low = found.reduce((a, b) => Math.min(a, b), Infinity), high = found.reduce((a, b) => Math.max(a, b), -Infinity);
-    const canvas = make("canvas", { width: columns, height: rows, role: "img", tabindex: "0", style: `height:${Math.max(90, Math.min(260, rows * 8))}px` });
+  const cellsFigure = ({ kind, title, values, says: word, what, above, below, tabled, height }) => {
+    const rows = values.length, columns = values[0].length;
+    const found = values.flat().filter((value) => value !== null);
+    const least = found.reduce((a, b) => Math.min(a, b), Infinity), most = found.reduce((a, b) => Math.max(a, b), -Infinity);
+    const [low, high] = RANGES[kind] || [least, most];
+    const canvas = make("canvas", { width: columns, height: rows, role: "img", tabindex: "0", style: `height:${height}px` });
     const picture = canvas.getContext("2d"), image = picture.createImageData(columns, rows);
-    map.values.forEach((row, r) => row.forEach((value, c) => {
-      const place = 4 * (r * columns + c);
-      if (value === null) return;
-      image.data.set([...ramp((value - low) / (high - low || 1)), 255], place);
+    values.forEach((row, r) => row.forEach((value, c) => {
+      if (value !== null) image.data.set([...ramp((value - low) / (high - low || 1)), 255], 4 * (r * columns + c));
     }));
     picture.putImageData(image, 0, 0);
-    const title = `${WORDS[map.kind] || map.kind.replaceAll("_", " ")} · ${map.group}${many ? ` · ${run.name}` : ""}`;
-    canvas.setAttribute("aria-label", `${title}: ${rows} rows over ${columns} times, from ${show(low)} to ${show(high)}`);
-    const says = make("p", { class: "says", "aria-live": "polite" }, `from ${show(low)} to ${show(high)}`);
-    const lines = map.names.map((name, i) => ({ label: name, steps: map.steps, values: map.values[i] }));
+    canvas.setAttribute("aria-label", `${title}: ${what}, from ${show(least)} to ${show(most)}`);
+    const says = make("p", { class: "says", "aria-live": "polite" }, `from ${show(least)} to ${show(most)}`);
     const table = make("div", { class: "scrolls" });
     const details = make("details", {}, make("summary", {}, "Values as a table"), table);
-    details.addEventListener("toggle", () => { if (details.open && !table.firstChild) table.append(tableOf(title, lines)); });
+    details.addEventListener("toggle", () => { if (details.open && !table.firstChild) table.append(tabled()); });
     const cell = { c: columns - 1, r: 0 };
-    const tell = () => { says.textContent = `step ${show(map.steps[cell.c])}, ${map.names[cell.r]}: ${show(map.values[cell.r][cell.c])}`; };
+    const tell = () => { says.textContent = `${word(cell.r, cell.c)}: ${show(values[cell.r][cell.c])}`; };
+    const within = (place, count) => Math.max(0, Math.min(count - 1, place));
     const pointed = (event) => {
       const box = canvas.getBoundingClientRect();
-      cell.c = Math.max(0, Math.min(columns - 1, Math.floor((event.clientX - box.left) / box.width * columns)));
-      cell.r = Math.max(0, Math.min(rows - 1, Math.floor((event.clientY - box.top) / box.height * rows)));
+      cell.c = within(Math.floor((event.clientX - box.left) / box.width * columns), columns);
+      cell.r = within(Math.floor((event.clientY - box.top) / box.height * rows), rows);
       tell();
     };
     canvas.addEventListener("pointermove", pointed);
@@ -236,13 +241,34 @@
       const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
       if (!move) return;
       event.preventDefault();
-      cell.c = Math.max(0, Math.min(columns - 1, cell.c + move[0])); cell.r = Math.max(0, Math.min(rows - 1, cell.r + move[1]));
+      cell.c = within(cell.c + move[0], columns); cell.r = within(cell.r + move[1], rows);
       tell();
     });
     const stops = STOPS.map((stop) => `rgb(${stop.join(",")})`).join(",");
-    return make("figure", {}, make("h3", {}, title), make("p", { class: "ends" }, make("span", {}, `first row ${map.names[0]}`)), canvas,
-      make("div", { class: "ends" }, make("span", {}, `step ${show(map.steps[0])}`), make("span", {}, `step ${show(map.steps[columns - 1])}`)),
-      make("div", { class: "scale", style: `background:linear-gradient(90deg,${stops})` }), make("div", { class: "ends" }, make("span", {}, show(low)), make("span", {}, show(high))), says, details);
+    const ends = (...words) => make("div", { class: "ends" }, ...words.map((one) => make("span", {}, one)));
+    return make("figure", {}, make("h3", {}, title), ends(above), canvas, ends(...below),
+      make("div", { class: "scale", style: `background:linear-gradient(90deg,${stops})` }),
+      ends(show(low), ...(RANGES[kind] ? [show((low + high) / 2)] : []), high < most ? `${show(high)} and more` : show(high)), says, details);
+  };
+  const titleOf = (map, run, what) => [WORDS[map.kind] || map.kind.replaceAll("_", " "), what, many ? run.name : ""].filter(Boolean).join(" · ");
+  const mapFigure = (map, run) => { // a row a name, a column a stretch of steps
+    const title = titleOf(map, run, map.newest ? "" : map.group), steps = map.steps, names = map.names;
+    const lines = names.map((name, i) => ({ label: name, steps, values: map.values[i] }));
+    return cellsFigure({ kind: map.kind, title, values: map.values, height: Math.max(90, Math.min(260, names.length * 8)),
+      what: `${names.length} rows over ${steps.length} times`, says: (r, c) => `step ${show(steps[c])}, ${names[r]}`, above: map.newest ? `a row an expert of a layer, the first ${names[0]}` : `first row ${names[0]}`,
+      below: [`step ${show(steps[0])}`, `step ${show(steps[steps.length - 1])}`], tabled: () => tableOf(title, lines) });
+  };
+  const newestFigure = (map, run) => { // of names of two numbers, a row for the first and a column for the second
+    const [step, newest] = map.newest, cells = map.names.map((name, i) => [...name.match(/\d+/g), newest[i]]);
+    const [first, second] = [0, 1].map((place) => [...new Set(cells.map((cell) => cell[place]))]);
+    const values = first.map((row) => second.map((column) => { const found = cells.find(([r, c]) => r === row && c === column); return found ? found[2] : null; }));
+    const [row, column] = { expert_load: ["layer", "expert"] }[map.kind] || ["row", "column"];
+    const title = titleOf(map, run, `at step ${show(step)}`);
+    const tabled = () => make("table", {}, make("thead", {}, make("tr", {}, ...[row, ...second.map((one) => `${column} ${one}`)].map((word) => make("th", { scope: "col" }, word)))),
+      make("tbody", {}, ...first.map((one, r) => make("tr", {}, make("th", { scope: "row" }, one), ...values[r].map((value) => make("td", {}, show(value)))))));
+    return cellsFigure({ kind: map.kind, title, values, height: Math.max(90, Math.min(320, first.length * 18)), what: `${first.length} rows of ${second.length}`,
+      says: (r, c) => `${row} ${first[r]}, ${column} ${second[c]}`, above: `first row ${row} ${first[0]}, last ${first[first.length - 1]}`,
+      below: [`${column} ${second[0]}`, `${column} ${second[second.length - 1]}`], tabled });
   };
 
   // ---- the page ----------------------------------------------------------------------------------------------------
@@ -256,7 +282,7 @@
     const figures = [];
     for (const kind of chosen) {
       if (pictures.has(kind)) figures.push(linesFigure(kind, pictures.get(kind)));
-      for (const run of runs) for (const map of run.maps) if (map.kind === kind) figures.push(mapFigure(map, run));
+      for (const run of runs) for (const map of run.maps) if (map.kind === kind) figures.push(...(map.newest ? [newestFigure(map, run)] : []), mapFigure(map, run));
     }
     if (figures.length) sections.append(make("h2", {}, title), make("div", { class: "grid" }, ...figures));
   }

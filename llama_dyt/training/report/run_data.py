@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llama_dyt.core.secrets import redacted
-from llama_dyt.training.report.series import Series, Table
+from llama_dyt.training.report.series import Series, Table, shortened
 from llama_dyt.training.trackers.tracker import Record
 
 _FEW = 8
@@ -31,6 +31,7 @@ class RunData:
         self.config = redacted(dict(config))
         self._series: dict[str, Series] = {}
         self._tables: dict[str, Table] = {}
+        self._newest: dict[str, tuple[int, dict[str, float]]] = {}
         self._events: list[dict[str, Any]] = []
         self._samples: list[Any] = []
 
@@ -59,6 +60,7 @@ class RunData:
                 self._series.setdefault(f"{key}/{name}", Series()).add(step, value)
         elif numbers:
             self._tables.setdefault(key, Table()).add(step, numbers)
+            self._newest[key] = step, numbers
 
     def add_event(self, step: int, event: Any) -> None:
         """One of events.jsonl, or what a record has: a dict with a kind and a text, or a text."""
@@ -95,6 +97,9 @@ class RunData:
                 else:
                     values = [rows[name] for name in names]
                     maps.append({"kind": kind, "group": group, "names": names, "steps": steps, "values": values})
+                    if group.count("*") == 2:  # as of a layer and an expert: a picture by itself
+                        last, newest = self._newest[kind]
+                        maps[-1]["newest"] = [last, [shortened(newest.get(name)) for name in names]]
         return {
             "name": self.name,
             "about": self.about,

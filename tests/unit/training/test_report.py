@@ -23,6 +23,7 @@ from llama_dyt.training.trackers.trackers import Trackers
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BREAKS_OUT = "</script><script>document.title='taken'</script><!--"
 PARTS = ("input_layernorm", "ffn_norm")
+EXPERTS = [f"{layer}.{expert}" for layer in range(32) for expert in range(8)]
 SITES = [*(f"model.layers.{layer}.{part}" for layer in range(32) for part in PARTS), "model.norm"]
 
 
@@ -31,12 +32,15 @@ def record(step, **more):
 
 
 def long_run(steps=10_000, name="long"):
-    """As a 7B's for 10,000 steps: 16 figures, 65 norms looked at every tenth step, two validation sets, a mixture."""
+    """As an 8x7B's for 10,000 steps: 19 figures, 65 norms and 256 experts looked at every tenth step, two validation
+    sets, a mixture."""
     run = RunData(name, {"title": "a run"}, {"lr": 1e-3, "hub_token": "not to be seen"})
     for step in range(1, steps + 1):
         more = {f"figure_{number}": math.sin(step * (number + 1)) for number in range(12)}
         more["sources"] = {"wiki/tokens": 3 * step, "code/tokens": step, "wiki/documents": step}
+        more |= {"router_entropy": 2 - step / 1e5, "expert_load_most": 3.0 - step / 1e5, "expert_load_least": 0.0}
         if step % 10 == 1:
+            more["expert_load"] = {name: place * step / 1e6 for place, name in enumerate(EXPERTS)}
             looked_at = {site: math.cos(step + place) for place, site in enumerate(SITES)}
             more |= {"alpha": looked_at, "saturation": looked_at}
         if step == 6_000:
@@ -84,9 +88,11 @@ def test_a_page_of_ten_thousand_steps_is_small_and_whole(long_page):
     assert len(long_page.encode()) < 2_000_000
     (run,) = embedded(long_page)
     assert max(run["lines"]["loss"][1]) == 99.5 and run["lines"]["sources/wiki"][1][-1] == 0.75
-    assert {(one["kind"], one["group"]) for one in run["maps"]} == {
-        (kind, f"model.layers.*.{part}") for kind in ("alpha", "saturation") for part in PARTS
-    }
+    of_norms = {(kind, f"model.layers.*.{part}") for kind in ("alpha", "saturation") for part in PARTS}
+    assert {(one["kind"], one["group"]) for one in run["maps"]} == {*of_norms, ("expert_load", "*.*")}
+    loads = run["maps"][0]
+    assert loads["kind"] == "expert_load" and loads["names"] == EXPERTS and len(loads["steps"]) <= 160
+    assert loads["newest"] == [9991, [float(f"{place * 9991 / 1e6:.6g}") for place in range(256)]]
     assert {event["kind"] for event in run["events"]} == {"spike", "event", "resumed"}
 
 
@@ -172,6 +178,12 @@ addEventListener("load", () => setTimeout(() => {
   told.push("hover " + says.textContent);
   svg.dispatchEvent(new KeyboardEvent("keydown", { key: "Home" }));
   told.push("key " + says.textContent);
+  const loads = all("figure").find((one) => one.textContent.includes("at step 9,991"));
+  const canvas = loads.querySelector("canvas"), cells = canvas.getBoundingClientRect();
+  const last = { clientX: cells.left + cells.width * 0.99, clientY: cells.top + 1 };
+  canvas.dispatchEvent(new PointerEvent("pointermove", last));
+  loads.querySelector("summary").click();
+  told.push("load " + loads.querySelector(".says").textContent, "cells " + canvas.width + "x" + canvas.height);
   const before = svg.querySelector("path").getAttribute("d");
   document.getElementById("log").click();
   told.push("log " + (before !== svg.querySelector("path").getAttribute("d")));
@@ -181,6 +193,7 @@ addEventListener("load", () => setTimeout(() => {
   told.push("paths " + svg.querySelectorAll("path").length);
   figure.querySelector("summary").click();
   setTimeout(() => {
+    told.push("loads " + loads.querySelectorAll("tbody td").length);
     told.push("rows " + figure.querySelectorAll("tbody tr").length, "figures " + all("figure").length);
     told.push("canvases " + all("canvas").length);
     told.push("labelled " + all("svg, canvas").every((one) => one.getAttribute("aria-label")));
@@ -207,4 +220,5 @@ def test_in_a_browser(long_page, tmp_path, width):
     assert re.match(r"step [56],\d+: training [\d.]+ \(smoothed [\d.]+\) · validation wiki 2\.\d+", told["hover"])
     assert told["key"].startswith("step 1: training 9.9")
     assert told["log"] == "true" and told["paths"] == "3" and int(told["rows"]) > 20 and told["labelled"] == "true"
-    assert told["canvases"] == "4" and int(told["figures"]) == 20
+    assert told["canvases"] == "6" and int(told["figures"]) == 24
+    assert told["load"] == "layer 0, expert 7: 0.069937" and told["cells"] == "8x32" and told["loads"] == "256"
