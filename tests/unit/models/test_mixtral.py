@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from model_cases import TINY, tiny_model, tokens
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from llama_dyt.convert.run import convert
 from llama_dyt.convert.settings import parse_conversion
 from llama_dyt.core.errors import CheckpointError, ConfigurationError
 from llama_dyt.models import build_config, build_model, count_parameters, empty_model, load_pretrained, read_pretrained
 from llama_dyt.models.ops import grouped_linear as grouped
+from llama_dyt.models.saved_config import save_config
 from llama_dyt.models.spec import family_of
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -73,6 +76,30 @@ def test_the_z_loss_is_the_mean_squared_logarithm_over_all_layers():
     torch.testing.assert_close(model.model.routing_board.passes[-1].totals().z.float(), z.detach(), **CLOSE)
     for own, wanted in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(own.grad, wanted.grad, **CLOSE)
+
+
+@pytest.mark.parametrize(("z", "kind"), [(0.0, "mixtral"), (0.3, "mixtral_dyt")])
+def test_a_z_loss_is_saved_with_the_model_and_learned_with_again(tmp_path, z, kind):
+    """transformers' class has no field for it: such a folder has our files, any other with this norm has theirs."""
+    ids = tokens()
+    model = build_model(build_config("mixtral_8x2m", "rmsnorm", **TINY, router_z_loss_coef=z), seed=1).eval()
+    save_config(model.config, tmp_path)
+    save_file(model.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == kind
+    assert (tmp_path / "modeling_mixtral_dyt.py").exists() == bool(z)
+    wanted = model(ids, labels=ids).loss
+    wanted.backward()
+    convert(parse_conversion(["-i", str(tmp_path), "-o", str(tmp_path / "converted")]), print)
+    for folder in (tmp_path, tmp_path / "converted"):
+        again = load_pretrained(folder)
+        assert again.config.router_z_loss_coef == z
+        loss = again(ids, labels=ids).loss
+        loss.backward()
+        assert torch.equal(loss, wanted)
+        for own, theirs in zip(again.parameters(), model.parameters(), strict=True):
+            assert torch.equal(own.grad, theirs.grad)
+    of_transformers_door = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(of_transformers_door(ids, labels=ids).loss, wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 5, 2], [0, 0, 10, 0], [10, 0, 0, 0], [0, 0, 0, 0]], ids=str)

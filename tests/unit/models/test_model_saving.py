@@ -129,6 +129,14 @@ torch.testing.assert_close(experts(saved["ids"]).logits, saved["logits"], rtol=0
 limited = experts.train()(saved["ids"]).logits
 torch.testing.assert_close(limited, saved["limited"], rtol=0, atol=1e-6)
 assert experts.model.routing_board.passes[0].totals().dropped.sum() > 0, "in training experts have a capacity"
+
+saved = torch.load("z_loss.pt")
+experts = AutoModelForCausalLM.from_pretrained("z_loss", trust_remote_code=True).eval()
+out = experts(saved["ids"], labels=saved["ids"])
+out.loss.backward()
+torch.testing.assert_close(out.loss, saved["loss"], rtol=1e-6, atol=0)
+for layer, wanted in zip(experts.model.layers, saved["of_routers"], strict=True):
+    torch.testing.assert_close(layer.mlp.gate.weight.grad, wanted, rtol=1e-4, atol=1e-7)
 """
 
 
@@ -143,6 +151,13 @@ def test_an_exported_folder_loads_without_the_package(tmp_path):
     experts.save_pretrained(tmp_path / "experts")
     limited, whole = experts.train()(ids).logits.detach(), experts.eval()(ids).logits.detach()
     torch.save({"ids": ids, "limited": limited, "logits": whole}, tmp_path / "experts.pt")
+    # The family's own norm, and a loss that transformers' class has no field for.
+    experts = build_model(build_config("mixtral_8x2m", "rmsnorm", **TINY, router_z_loss_coef=3.0), seed=0).eval()
+    experts.save_pretrained(tmp_path / "z_loss")
+    loss = experts(ids, labels=ids).loss
+    loss.backward()
+    of_routers = [layer.mlp.gate.weight.grad for layer in experts.model.layers]
+    torch.save({"ids": ids, "loss": loss.detach(), "of_routers": of_routers}, tmp_path / "z_loss.pt")
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     ran = subprocess.run(
