@@ -1,5 +1,5 @@
-"""What the tests of several machines share: the corpus of the entries' tests."""
+"""What the tests of several machines share: corpus and finished run of the entries' tests."""
 
-from tests.cli.conftest import corpus
+from tests.cli.conftest import corpus, pretrained
 
-__all__ = ["corpus"]
+__all__ = ["corpus", "pretrained"]

@@ -27,6 +27,15 @@ def write_recipe(corpus: Corpus, folder: Path) -> Path:
     return recipe
 
 
+def submit(slurm: Slurm, folder: Path, script: str, *flags: object, **variables: str) -> str:
+    """Hand a batch file to Slurm, for one process a machine; returns the job's number."""
+    options = ["--ntasks-per-node=1", "--gpus-per-node=0", f"--output={folder}/job-%j.out"]
+    options += ["--nodes=2"] if script.startswith("pretrain") else []
+    words = ("sbatch", "--parsable", f"--chdir={ROOT}", *options, ROOT / "scripts/slurm" / script, *flags)
+    variables |= {"SAVE_DIR": str(folder / "run"), "GPUS_PER_NODE": "1", "OMP_NUM_THREADS": "1"}
+    return slurm.run("env", "-C", ROOT, *words, **variables).stdout.strip()
+
+
 def wait_for_steps(slurm: Slurm, folder: Path, count: int) -> None:
     metrics, deadline = folder / "run/metrics.jsonl", time.monotonic() + LIMIT_SECONDS
     while not metrics.exists() or len(read_metrics(metrics)) < count:
@@ -39,21 +48,39 @@ def wait_for_steps(slurm: Slurm, folder: Path, count: int) -> None:
 @pytest.mark.parametrize("script", ["pretrain_srun.sbatch", "pretrain.sbatch"])
 def test_a_job_saves_on_the_signal_goes_back_in_the_queue_and_goes_on(script, corpus, tmp_path):
     with machines(2, tmp_path) as nodes, slurm(nodes, tmp_path / "slurm") as cluster:
-        options = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", f"--output={tmp_path}/job-%j.out"]
-        variables = {"CONFIG_FILE": str(write_recipe(corpus, tmp_path)), "SAVE_DIR": str(tmp_path / "run")}
-        variables |= {"GPUS_PER_NODE": "1", "OMP_NUM_THREADS": "1"}
-        words = ("sbatch", "--parsable", f"--chdir={ROOT}", *options, ROOT / "scripts/slurm" / script)
-        job = cluster.run("env", "-C", ROOT, *words, **variables).stdout.strip()
-        wait_for_steps(cluster, tmp_path, 3)
-        cluster.run("scancel", "--signal=TERM", job)  # to its steps, as --signal does before the end of its time
-        cluster.wait_for(job, ["PENDING"], LIMIT_SECONDS)
-        saved = json.loads((tmp_path / "run/status.json").read_text())
-        assert saved["state"] == "stopped" and 3 <= saved["step"] < STEPS
-        cluster.wait_for(job, ["COMPLETED"], LIMIT_SECONDS)
-        said = (tmp_path / f"job-{job}.out").read_text()
-    assert f"putting job {job} back in the queue" in said and f"step {saved['step']}" in said.split("resumed from")[1]
+        job = submit(cluster, tmp_path, script, CONFIG_FILE=str(write_recipe(corpus, tmp_path)))
+        said, saved = stop_and_go_on(cluster, tmp_path, job)
+    assert f"step {saved}" in said.split("resumed from")[1]
     assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
-    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.matrix
+def test_a_fine_tuning_job_saves_on_the_signal_goes_back_in_the_queue_and_goes_on(corpus, pretrained, tmp_path):
+    flags = ["--batch_size", 1, "--max_steps", STEPS, "--num_epochs", 20, "--max_length", 32, "--save_interval", 1000]
+    files = {"MODEL_PATH": str(pretrained.save_dir), "DATASET": str(corpus.prompts)}
+    with machines(1, tmp_path) as nodes, slurm(nodes, tmp_path / "slurm") as cluster:
+        job = submit(cluster, tmp_path, "finetune.sbatch", *flags, "--log_interval", 1, **files)
+        said, saved = stop_and_go_on(cluster, tmp_path, job)
+    assert f"step {saved}" in said.split("resumed from")[1]
+    assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
+
+
+def stop_and_go_on(slurm: Slurm, folder: Path, job: str) -> tuple[str, int]:
+    """Have a running job stop as before the end of its time, and wait until it was put back and is done.
+
+    Returns:
+        (what it printed, the step that it saved).
+    """
+    wait_for_steps(slurm, folder, 3)
+    slurm.run("scancel", "--signal=TERM", job)  # to its steps, as --signal does before the end of its time
+    slurm.wait_for(job, ["PENDING"], LIMIT_SECONDS)
+    saved = json.loads((folder / "run/status.json").read_text())
+    assert saved["state"] == "stopped" and 3 <= saved["step"] < STEPS
+    slurm.wait_for(job, ["COMPLETED"], LIMIT_SECONDS)
+    said = (folder / f"job-{job}.out").read_text()
+    assert f"putting job {job} back in the queue" in said
+    assert json.loads((folder / "run/status.json").read_text())["state"] == "finished"
+    return said, saved["step"]
 
 
 def test_the_machines_of_an_allocation_are_looked_at(tmp_path):
