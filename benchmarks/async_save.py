@@ -1,7 +1,8 @@
 """How long an asynchronous save stops training, and how far it slows it: `python benchmarks/async_save.py`.
 
 at once         the Trainer's own synchronous save
-aside           the same with --async_save: until training could go on; the bytes are the same, which is looked at
+aside           the same with --async_save: until training could go on, and what the update of the next step waits for;
+                the bytes are the same, which is looked at
 distributed     torch.distributed.checkpoint.async_save of the same tensors, until it returns
 
 One process, the same tensors; the sides take turns. Each save has come to its end, on the disk, before the next begins.
@@ -70,7 +71,7 @@ class Sides:
         self.trainer.save()
 
     def end(self, side: str) -> Path:
-        self.trainer.checkpointing.before_end(self.trainer)
+        self.writers[side].conclude(wait=True)
         return self.writers[side].last_path
 
     def time_save(self, side: str) -> tuple[float, float, Path]:
@@ -90,6 +91,9 @@ class Sides:
         else:
             self.begin(side)
             blocked = time.perf_counter() - begin
+            if side == "aside":  # what is copied meanwhile is waited for in the next step
+                self.step()
+                blocked = self.trainer.checkpointing.record(self.trainer, None)["save_blocked_seconds"]
             folder = self.end(side)
         return blocked, time.perf_counter() - begin, folder
 

@@ -58,6 +58,7 @@ class Boosted:
         """
         self.run = run
         self.objective: Objective | None = None
+        self._before_change: list[Callable[[], None]] = []
         self._family = family_of(model.config)
         self._strategy = STRATEGIES.get(run.booster.plugin)
         model.loss_function = replace(model.loss_function, z_loss=run.loss.z_loss)
@@ -196,6 +197,7 @@ class Boosted:
         Raises:
             NonFiniteGradientError: it is not, and Gemini's host knows. Of the others `StepResult.norm` tells.
         """
+        self.about_to_change()
         update = self.runtime.update
         if update is not None:
             update.loss, update.asked = loss, False
@@ -220,6 +222,16 @@ class Boosted:
             and not self.scaler.enabled
             and self.grid.pp_size == 1
         )
+
+    def before_change(self, wait: Callable[[], None]) -> None:
+        """Have `wait` called once, before this rank's weights or moments change: a thread is reading them."""
+        self._before_change.append(wait)
+
+    def about_to_change(self) -> None:
+        """Weights or moments change now: `optimizer_step` says so, and so does who changes them otherwise."""
+        waiting, self._before_change = self._before_change, []
+        for wait in waiting:
+            wait()
 
     def sum_over_data_ranks(self, count: int) -> Callable[[], int]:
         """Begin to sum a whole number over the data-parallel ranks; collective over all ranks, exact.

@@ -92,7 +92,8 @@ class RunSettings:
     )
     async_save: bool = option(
         False,
-        "Stop training for a save only while tensors are copied; a process beside each writing rank does the rest. "
+        "Stop training for a save only while tensors are copied, and that is done during the next step where they "
+        "need not be gathered; a process beside each writing rank does the rest. "
         "Takes host memory there: 12 bytes for each parameter of its pipeline stage.",
         entries=TRAINING,
     )

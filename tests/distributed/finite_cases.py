@@ -16,6 +16,7 @@ import torch.distributed as dist
 from llama_dyt.boosters.boosted import Boosted
 from llama_dyt.boosters.step import NonFiniteGradientError
 from llama_dyt.core.errors import CheckpointError, TrainingError
+from llama_dyt.training.checkpoint.background import BackgroundWriter
 from tests.distributed import cases, small_run, training_cases
 from tests.distributed.small_run import Layout
 
@@ -131,3 +132,31 @@ def _spoiled_state(layout: Layout, folder: Path) -> tuple[str, list[str], str]:
     except CheckpointError as error:
         return refused, saved, str(error)
     return refused, saved, ""
+
+
+def spoiled_in_the_background(layouts: list[Layout], folder: str) -> list[tuple[str, list[str]]]:
+    """Of each layout, with one moment of nan on one rank: what an asynchronous save says in the end, and what there is
+    of it."""
+    return [_spoiled_in_the_background(layout, Path(folder) / str(layout)) for layout in layouts]
+
+
+def _spoiled_in_the_background(layout: Layout, folder: Path) -> tuple[str, list[str]]:
+    run = small_run.run_config(layout, layout.precisions[0])
+    trainer = training_cases.start(run, folder)
+    boosted = trainer.boosted
+    files = trainer.checkpointing.writer._save_model_files
+    writer = trainer.checkpointing.writer = BackgroundWriter(folder, boosted.state, boosted.grid, files)
+    steps = small_run.batches(run, boosted.grid.dp_rank, boosted.grid.dp_size)
+    trainer.train_step(next(steps))
+    if dist.get_rank() == 1 or layout.plugin == "ddp":
+        parts = [part for name, key, part in boosted.state.own_parts() if key == "exp_avg_sq" and part.numel()]
+        parts[-1].view(-1)[0] = float("nan")
+    trainer.save()
+    refused = ""
+    try:
+        trainer.checkpointing.before_end(trainer)
+    except CheckpointError as error:
+        refused = str(error)
+    writer.close()
+    dist.barrier()
+    return refused, [path.name for path in folder.iterdir()] if folder.exists() else []

@@ -1,5 +1,7 @@
 """A gradient or a loss that is not finite changes no weight, under any booster, whenever the host looks at it."""
 
+import re
+
 import pytest
 import torch
 
@@ -74,3 +76,12 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_resumed_from(pool, tmp_
             assert f"{layout}/step_00000002, whose weights are finite" in refused
             assert saved == ["latest", "step_00000002"]
             assert f"{layout}/step_00000003: " in resumed and "values that are not finite" in resumed
+
+
+def test_a_state_that_is_not_finite_is_not_saved_in_the_background_either(pool, tmp_path):
+    layouts = [Layout("ddp", 2), Layout("zero2", 2), hybrid(2, pp=2)]
+    for results in pool(2).run(finite_cases.spoiled_in_the_background, layouts=layouts, folder=str(tmp_path)):
+        for layout, (refused, left) in zip(layouts, results):
+            assert f"could not write checkpoint {tmp_path}/{layout}/step_00000001: " in refused
+            assert re.search(r"exp_avg_sq of \S+ is not finite after step 1: not saved; go on from the one", refused)
+            assert left == []

@@ -124,7 +124,7 @@ def test_a_rank_that_cannot_write_fails_the_save_on_all_and_harms_nothing(
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout("zero2", 2), Layout("gemini", 2, tp=2), Layout("fsdp", 2), hybrid(4, tp=2, pp=2)]
+    [Layout("ddp", 2), Layout("zero2", 2), Layout("gemini", 2, tp=2), Layout("fsdp", 2), hybrid(4, tp=2, pp=2)]
     + [pytest.param(layout, marks=pytest.mark.matrix) for layout in LAYOUTS],
     ids=str,
 )

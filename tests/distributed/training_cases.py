@@ -6,6 +6,7 @@ Its own file because `cases.py` drives a booster alone.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from llama_dyt.data.loaders.packed import TokenBatches
 from llama_dyt.data.loaders.step import BatchShape, Step
 from llama_dyt.training.checkpoint import writer as checkpoint_module
 from llama_dyt.training.checkpoint.background import BackgroundWriter
+from llama_dyt.training.checkpoint.copying import Copying
 from llama_dyt.training.checkpoint.marker import damaged_files, read_marker
 from llama_dyt.training.checkpoint.model_files import save_model_files
 from llama_dyt.training.checkpoint.reader import Checkpoint
@@ -252,7 +254,7 @@ def save_into(layout: Layout, folder: str) -> str:
 
 
 def both_saves(layout: Layout, folder: str) -> list[tuple[str, str]]:
-    """A step's checkpoint written in both ways, twice.
+    """A step's checkpoint written in both ways, twice; a step is made while a slow machine copies the second.
 
     Returns:
         The markers of both, which hold the checksum of every file.
@@ -269,18 +271,29 @@ def both_saves(layout: Layout, folder: str) -> list[tuple[str, str]]:
         max_shard_bytes=40_000,
     )
     found = []
-    with open_batches(trainer, None) as batches:
+    copy, copied = Copying._copy, []
+
+    def copy_slowly(self: Copying, place: torch.Tensor, tensor: torch.Tensor) -> None:
+        time.sleep(0.002)
+        copy(self, place, tensor)
+        copied.append(tensor)
+
+    with open_batches(trainer, None) as batches, mock.patch.object(Copying, "_copy", copy_slowly):
         for _ in range(2):
             follow(trainer, batches, Trace(), 1)
             paths = []
             for writer in (at_once, aside):
                 trainer.checkpointing.writer = writer
                 trainer.checkpointing.save(trainer)
-                trainer.checkpointing.before_end(trainer)
+                if writer is aside:
+                    follow(trainer, batches, Trace(), 1)
+                trainer.checkpointing._conclude(trainer, wait=True)
                 paths.append(writer.last_path)
             if dist.get_rank() == 0:
                 found.append(tuple((path / "COMPLETE").read_text() for path in paths))
                 assert not damaged_files(paths[1], read_marker(paths[1]))
     aside.close()
+    if layout.plugin == "ddp":
+        assert bool(copied) == (dist.get_rank() == 0), "nothing is gathered"
     assert aside._process is None or aside._process.returncode == 0
     return found

@@ -91,7 +91,8 @@ class Checkpointing(Callback):
         start = time.perf_counter()
         self._conclude(trainer, wait=True)
         trainer.settle()
-        trainer.health.require_finite_state(trainer.progress.step)
+        if not self.writer.looks_for_finite:
+            trainer.health.require_finite_state(trainer.progress.step)
         step = trainer.progress.step
         generators = ranks.gather(rng_state(), "saving the random generators")
         counters = self._counters.of(trainer)
@@ -99,11 +100,20 @@ class Checkpointing(Callback):
         beside = forward_check.to_store(trainer.boosted)
         path = self.writer.save(step, trainer_state, counters["schedule"], optimizer, beside)
         self._saved_step = self._writing_step = step
-        blocked = time.perf_counter() - start
-        self._blocked_seconds = blocked + (self._blocked_seconds or 0.0)
-        self._last_blocked = blocked
+        self._last_blocked = 0.0
+        self._blocked(time.perf_counter() - start)
+        trainer.boosted.before_change(self._wait_for_copies)
         self._conclude(trainer, wait=False)
         return path
+
+    def _wait_for_copies(self) -> None:
+        start = time.perf_counter()
+        self.writer.before_change()
+        self._blocked(time.perf_counter() - start)
+
+    def _blocked(self, seconds: float) -> None:
+        self._last_blocked += seconds
+        self._blocked_seconds = seconds + (self._blocked_seconds or 0.0)
 
     def _conclude(self, trainer: Training, wait: bool) -> None:
         """Tell of a checkpoint that has become whole. Collective."""

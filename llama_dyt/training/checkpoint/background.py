@@ -1,8 +1,10 @@
-"""Asynchronous checkpoints: training waits while tensors are copied into shared memory, a process of their own does
-the rest (`writing_process.py`). The files are those of a synchronous save, to the byte.
+"""Asynchronous checkpoints: tensors are copied into shared memory, a process of their own does the rest
+(`writing_process.py`). The files are those of a synchronous save, to the byte.
 
 The copy is what a writing rank has of a checkpoint: the fp32 weights and moments of its pipeline stage, gathered as for
-a synchronous save, but all at once. So it takes 12 bytes a parameter of host memory there, from the start.
+a synchronous save, but all at once. So it takes 12 bytes a parameter of host memory there, from the start. What is
+training's own memory is copied while the next forward and backward read it, in a thread; the next update waits for
+that. What has to be gathered from ranks is copied before `save` returns: their collectives would mix with training's.
 """
 
 from __future__ import annotations
@@ -15,20 +17,22 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from llama_dyt.core import extensions, files, ranks
 from llama_dyt.core.environment import read_environment
 from llama_dyt.core.errors import CheckpointError
 from llama_dyt.core.store import Location, store_of
+from llama_dyt.training.checkpoint.copying import Copying, Pair, lock_for_gpu
 from llama_dyt.training.checkpoint.marker import step_folder
 from llama_dyt.training.checkpoint.memory_plan import MemoryPlan
 from llama_dyt.training.checkpoint.messages import Job, SetUp, as_json, receive, send
@@ -43,14 +47,16 @@ _LOOPBACK = "127.0.0.1"
 
 
 class BackgroundWriter(CheckpointWriter):
-    """A `CheckpointWriter` whose `save` returns once the tensors are copied."""
+    """A `CheckpointWriter` whose `save` returns once the tensors are copied, or are being copied (`before_change`)."""
+
+    looks_for_finite = True
 
     _plan: MemoryPlan | None = None
     _memory: SharedMemory | None = None
     _process: subprocess.Popen | None = None
     _pipe: multiprocessing.connection.Connection | None = None
     _pending: Location | None = None
-    _handing_over: threading.Thread | None = None
+    _copying: Copying | None = None
     _failure: Exception | None = None
 
     @property
@@ -87,14 +93,14 @@ class BackgroundWriter(CheckpointWriter):
         optimizer_scalars: dict[str, Any],
         beside: Mapping[str, Any] = MappingProxyType({}),
     ) -> Location:
-        """Copy what the checkpoint of `step` holds and return its path; `conclude` says when it is whole.
+        """Begin to copy what the checkpoint of `step` holds and return its path; `conclude` says when it is whole.
 
-        An earlier one has been concluded.
+        An earlier one has been concluded. Until `before_change` has returned no weight or moment may change.
         """
         self.start()
         final = step_folder(self.save_dir, step)
         self._began = time.monotonic()
-        self._copy_tensors()
+        own_memory = self._copy_gathered()
         mine = self._plan.files()
         sizes = {f"{file.folder}/{file.name}": file.size for file in mine}
         together = ranks.gather(sizes, f"beginning {final}")
@@ -106,10 +112,13 @@ class BackgroundWriter(CheckpointWriter):
             job.texts.update({name: files.to_json(value) for name, value in texts.items()})
             job.indices.update(self._indices(self._plan.all_shards, total))
         if self._process is not None:
-            self._handing_over = threading.Thread(target=self._hand_over, args=(job,), daemon=True)
-            self._handing_over.start()
+            self._copying = Copying(own_memory, then=lambda: self._hand_over(job))
         self._pending = final
         return final
+
+    def before_change(self) -> None:
+        if self._copying is not None:
+            self._copying.wait()
 
     def conclude(self, wait: bool) -> Location | None:
         if self._pending is None:
@@ -134,8 +143,8 @@ class BackgroundWriter(CheckpointWriter):
         """A checkpoint that was begun is finished by the writing process alone, which ends then."""
         if self._pipe is None:
             return
-        if self._handing_over is not None:
-            self._handing_over.join()
+        if self._copying is not None:
+            self._copying.join()
         self._pipe.close()
         self._pipe = None
         with suppress(subprocess.TimeoutExpired):
@@ -159,9 +168,23 @@ class BackgroundWriter(CheckpointWriter):
                 first = sum(len(theirs) for _, theirs in stages[: grid.pp_rank])
         return MemoryPlan(contents, sizes, shards if writes else [], first, all_shards)
 
-    def _copy_tensors(self) -> None:
-        """This stage's weights and moments into the memory of its writing rank. Collective."""
+    def _copy_gathered(self) -> list[Pair]:
+        """This stage's weights and moments into the memory of its writing rank. Collective.
+
+        Returns:
+            What was not copied, since training only reads it for now.
+        """
         contents, grid = self._contents, self._grid
+        own = {_storage(part) for _, _, part in self._state.own_parts()}
+        left: list[Pair] = []
+
+        def put(name: str, key: str, tensor: torch.Tensor) -> None:
+            pair = self._plan.place_of(self._memory, name, key, tensor), tensor
+            if _storage(tensor) in own:
+                left.append(pair)
+            else:
+                pair[0].copy_(tensor)
+
         on_first = contents.in_one_file and grid.is_writer and grid.pp_group is not None
         for names in self._plan_shards():
             found = {}
@@ -172,10 +195,11 @@ class BackgroundWriter(CheckpointWriter):
                     if on_first:
                         found[name, key] = tensor
                     else:
-                        self._plan.put(self._memory, name, key, tensor)
+                        put(name, key, tensor)
             if on_first:
                 for (name, key), tensor in on_first_stage(found, grid).items():
-                    self._plan.put(self._memory, name, key, tensor)
+                    put(name, key, tensor)
+        return left
 
     # --- the process ---------------------------------------------------------------------------------------------
 
@@ -191,6 +215,7 @@ class BackgroundWriter(CheckpointWriter):
                 f"rank {rank}: an asynchronous checkpoint needs {self._plan.size / 2**30:.2f} GiB of this machine's "
                 f"memory ({error.strerror}); leave --async_save out, or take more processes a model (--tp, --pp)"
             ) from error
+        lock_for_gpu(self._plan.whole(self._memory))
         fixed = None
         if rank == 0:
             fixed = tempfile.mkdtemp(prefix="llama_dyt-writing-")
@@ -240,6 +265,10 @@ class BackgroundWriter(CheckpointWriter):
     def _hand_over(self, job: Job) -> None:
         """In a thread: to a store far away, what was logged up to this step goes first."""
         try:
+            spoiled = self._plan.first_not_finite(self._memory)
+            if spoiled is not None:
+                what = f"{spoiled} is not finite after step {job.step}: not saved; go on from the one before"
+                job = replace(job, refused=f"{what} with a lower --lr")
             if dist.get_rank() == 0:
                 store_of(self.save_dir).sync_spools()
             self._send(as_json(job))
@@ -287,3 +316,8 @@ class BackgroundWriter(CheckpointWriter):
         if self._pending is None:
             return CheckpointError(reason)
         return self.failed(self._pending, reason)
+
+
+def _storage(tensor: torch.Tensor) -> tuple[torch.device, int]:
+    """Of two tensors it is the same where they share memory."""
+    return tensor.device, tensor.untyped_storage().data_ptr()

@@ -6,6 +6,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from llama_dyt.boosters.training_state import MOMENTS
@@ -58,19 +59,32 @@ class MemoryPlan:
                 self.size += sizes[key[0]]
         self._sizes = sizes
 
-    def put(self, memory: SharedMemory, name: str, key: str, tensor: torch.Tensor) -> None:
-        """Copy a tensor to its place, rounded to nothing: it is fp32, on any device."""
-        assert tensor.dtype == torch.float32, f"{name}: {tensor.dtype}"
+    def whole(self, memory: SharedMemory) -> torch.Tensor:
+        """All of the memory, as bytes."""
         if self._whole is None:
             self._whole = torch.frombuffer(memory.view, dtype=torch.uint8)
+        return self._whole
+
+    def place_of(self, memory: SharedMemory, name: str, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Where a tensor belongs, rounded to nothing: it is fp32, on any device."""
+        assert tensor.dtype == torch.float32, f"{name}: {tensor.dtype}"
         begin = self._begins[name, key]
-        place = self._whole[begin : begin + 4 * math.prod(tensor.shape)].view(torch.float32)
+        place = self.whole(memory)[begin : begin + 4 * math.prod(tensor.shape)].view(torch.float32)
         assert 4 * place.numel() == self._sizes[name], name
-        place.view(tensor.shape).copy_(tensor)
         self._shapes[name, key] = tensor.shape
+        return place.view(tensor.shape)
+
+    def first_not_finite(self, memory: SharedMemory) -> str | None:
+        """The first tensor put there with a value that is nan or infinite, in words."""
+        for (name, key), shape in self._shapes.items():
+            begin = self._begins[name, key]
+            values = np.frombuffer(memory.view[begin : begin + self._sizes[name]], dtype=np.float32)
+            if math.prod(shape) and not np.isfinite([values.min(), values.max()]).all():  # nan is both
+                return name if key == "param" else f"{key} of {name}"
+        return None
 
     def files(self) -> list[TensorFile]:
-        """What is to be written, once every tensor was put."""
+        """What is to be written, once every tensor has its place."""
         found = []
         for folder, name, tensors in self._files:
             layout = {tensor: (self._shapes[key], torch.float32) for key, tensor in tensors.items()}

@@ -39,11 +39,13 @@ class Job:
 
     Attributes:
         files: of this rank.
+        refused: why it must not be written; None: it may.
         texts: "folder/name" → content of the small files, before the tensors and after; of the first rank.
     """
 
     step: int
     files: list[TensorFile]
+    refused: str | None = None
     texts: dict[str, str] = field(default_factory=dict)
     indices: dict[str, str] = field(default_factory=dict)
 

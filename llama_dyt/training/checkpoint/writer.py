@@ -48,7 +48,13 @@ MAX_SHARD_BYTES = 2 * 1024**3
 
 
 class CheckpointWriter:
-    """Writes checkpoints of one run. Every method that writes is collective: all ranks call it together."""
+    """Writes checkpoints of one run. Every method that writes is collective: all ranks call it together.
+
+    Attributes:
+        looks_for_finite: it looks itself whether what it writes is finite.
+    """
+
+    looks_for_finite = False
 
     def __init__(
         self,
@@ -108,6 +114,9 @@ class CheckpointWriter:
         """
         begun, self._begun = self._begun, None
         return begun
+
+    def before_change(self) -> None:
+        """Weights or moments are about to change: wait until a save that was begun has what it needs of them."""
 
     def close(self) -> None:
         """Nothing is saved any more; what was begun is finished."""

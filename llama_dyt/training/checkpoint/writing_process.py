@@ -114,6 +114,8 @@ class WritingProcess:
     # --- the first rank's ----------------------------------------------------------------------------------------
 
     def _write_and_publish(self, job: Job, say: Callable[[str], None]) -> None:
+        if job.refused is not None:
+            raise CheckpointError(job.refused)
         final = step_folder(self._save_dir, job.step)
         self._require_held()
         if self._given.claim is not None:
@@ -166,6 +168,8 @@ class WritingProcess:
             receive(first)  # it has begun
         final = step_folder(self._save_dir, job.step)
         try:
+            if job.refused is not None:
+                raise CheckpointError(job.refused)
             self._staging = store_of(final).stage(final, self._given.nonce)
             written = self._write_tensors(self._staging, job.files)
         except Exception as error:
