@@ -4,8 +4,8 @@ It goes over a gloo group of its own, whatever the device: the group that trains
 GPU need not be asked for what two hosts have to say to each other. Here a rank may be waited for as long as it lives
 (`watch`). Tensors of a training step stay on the groups that train.
 
-Every function here but `end`, `end_now`, `ending_status`, `busy`, `undoing` and `undo_at_end` is collective: all ranks
-call it, in the same order.
+Every function here but `end`, `end_now`, `ending_status`, `watch`, `busy`, `undoing` and `undo_at_end` is collective:
+all ranks call it, in the same order.
 """
 
 from __future__ import annotations
@@ -307,6 +307,11 @@ def undo_at_end(action: Callable[[], Any]) -> None:
         _run.watch.undo_at_end(action)
     else:
         _undone_alone.append(action)
+
+
+def watch() -> Watch | None:
+    """That of this process; None where a run is of one process."""
+    return None if _run is None else _run.watch
 
 
 def ending_status() -> int | None:

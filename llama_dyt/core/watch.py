@@ -130,6 +130,16 @@ class Watch(threading.Thread):
         with self._lock:
             return told_failure(self._store)
 
+    def add(self, key: str, amount: int) -> int:
+        """Add to a number that all ranks have; gives what it is then."""
+        with self._lock:
+            return self._store.add(key, amount)
+
+    def settle(self, key: str, value: str) -> str:
+        """Decide something for all ranks; gives what was decided first."""
+        with self._lock:
+            return self._store.compare_set(key, "", value).decode()
+
     def linger(self) -> None:
         """Before this process ends after a failure: let all read of it."""
         with suppress(dist.DistError):

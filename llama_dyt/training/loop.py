@@ -16,7 +16,7 @@ from llama_dyt.training.health import Health
 from llama_dyt.training.measurement.window import Window
 from llama_dyt.training.progress import Ending, Progress
 from llama_dyt.training.schedule import LearningRateSchedule
-from llama_dyt.training.signals import StopRequest
+from llama_dyt.training.signals import StopRequest, wait_for_data
 from llama_dyt.training.step import StepOutcome, StepRunner
 
 
@@ -61,11 +61,16 @@ class Trainer:
         self.save_seconds = 0.0
         self._steps = StepRunner(boosted, schedule, progress, self.health, self.stop)
 
-    def fit(self, batches: Iterable[Step], max_steps: int) -> Ending:
+    def fit(
+        self, batches: Iterable[Step], max_steps: int, ready: Callable[[float], bool] = lambda seconds: True
+    ) -> Ending:
         """Train until `max_steps` or the end of the data; all ranks call it.
 
-        A signal ends it after the step it came in, or after a validation's batch; in the last step, all is done and
-        only the last validation is left out.
+        A signal ends it after the step it came in, or after a validation's batch, or where all ranks wait for data; in
+        the last step, all is done and only the last validation is left out.
+
+        Args:
+            ready: whether the next batch is there in so many seconds, and so can be taken without a wait.
 
         Returns:
             Why it ended.
@@ -77,6 +82,10 @@ class Trainer:
         with self.stop.listening():
             while self.progress.step < max_steps:
                 with self.window.waiting():
+                    if not wait_for_data(ready, self.stop, f"step {self.progress.step}"):
+                        self.stop_together()
+                        ending = Ending.INTERRUPTED
+                        break
                     batch = next(steps, None)
                 if batch is None:
                     ending = Ending.OUT_OF_DATA

@@ -228,7 +228,7 @@ class Session:
         self._compare_schedule(trainer.schedule)
         start, first_token = time.perf_counter(), self.progress.tokens_seen
         try:
-            ending = trainer.fit(batches, total_steps)
+            ending = trainer.fit(batches, total_steps, batches.ready)
             trackers.finish()
         except BaseException as error:
             trackers.log_event(self.progress.step, "failed", in_one_line(error))

@@ -11,12 +11,14 @@ from typing import Any
 
 from llama_dyt.core import ranks, signal_watch
 from llama_dyt.core.processes import ASKING_TO_END
+from llama_dyt.core.standstill import Standstill, asked_anywhere
 
 INTERRUPTED_STATUS = 75
 """Exit status of a run that saved and stopped because it was asked to: BSD's EX_TEMPFAIL, "try again later". No shell
 and no launcher ends with it of its own accord, as they do with 143 when SIGTERM kills."""
 
 _SECOND_CTRL_C_SECONDS = 2.0
+_LOOK_SECONDS = 0.5
 _OF_SHELLS = 128
 """Added to a signal's number: the status of what a signal ended."""
 
@@ -93,6 +95,25 @@ class StopRequest:
         before = f"the last complete one is {last}" if last else "none was written before"
         message = f"no checkpoint was whole {self._grace:g} s after {name} (--save_grace): ended without one; {before}"
         ranks.end_now(f"error: {message}", INTERRUPTED_STATUS)
+
+
+def wait_for_data(ready: Callable[[float], bool], stop: StopRequest, where: str) -> bool:
+    """Wait until the next batch is there; every rank in its own time.
+
+    Args:
+        ready: whether it is, after so many seconds at most.
+        where: names the place between two steps.
+
+    Returns:
+        False: some rank was asked to end, and all of them wait here: they are to save as they stand.
+    """
+    standstill = None
+    while not ready(_LOOK_SECONDS):
+        if stop.has_steps and standstill is None and asked_anywhere(stop.asked):
+            standstill = Standstill(where)
+        if standstill is not None and standstill.all_stay():
+            return False
+    return standstill is None or standstill.may_go()
 
 
 def end_at_once() -> Callable[[], None]:

@@ -22,7 +22,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     for module in ("slow_store.py", "held_callback.py"):
         shutil.copy(Path(__file__).with_name(module), tmp_path)
     monkeypatch.setenv("HELD", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -77,7 +76,8 @@ def test_a_step_that_does_not_end_is_left_in_time_by_all_ranks(corpus, folder, m
 
 
 @pytest.mark.parametrize("way", [[], ["--async_save"]], ids=["sync", "async"])
-def test_a_save_that_does_not_end_is_given_up_and_the_one_before_stays(corpus, folder, way):
+def test_a_save_that_does_not_end_is_given_up_and_the_one_before_stays(corpus, folder, monkeypatch, way):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     store = ("--import", "slow_store", *way)
     run = {"save_dir": "held://runs/7", "save_grace": GRACE}
     (process,) = command(corpus, folder, *store, **run).start()
@@ -96,3 +96,21 @@ def test_a_save_that_does_not_end_is_given_up_and_the_one_before_stays(corpus, f
     assert again.status == 0, again.stderr
     assert f"resumed from held://runs/7/step_0000000{4 if way else 2}" in again.stderr
     assert all(why_incomplete(kept / f"step_0000000{step}") is None for step in (2, 4, 6))
+
+
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.matrix), 2])
+def test_a_run_whose_ranks_all_wait_for_data_saves_as_it_stands(corpus, folder, processes):
+    """One rank alone is asked, and the others learn of it."""
+    (folder / "text.held").write_text("700")
+    flags = {"dataset": "text.held", "save_dir": "run", "save_interval": 1000, "num_workers": 0}
+    run = command(corpus, folder, "--import", "held_callback", processes=processes, **flags)
+    ranks = run.start()
+    metrics = folder / "run/metrics.jsonl"
+    for rank in range(processes):
+        wait_until((folder / f"data.{rank}").exists, ranks[rank])
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, ranks[0])
+    outcome = end_in_time(ranks, signal.SIGTERM, 75, which=processes - 1)
+    status = json.loads((folder / "run/status.json").read_text())
+    assert status["state"] == "stopped" and status["step"] > 2
+    assert why_incomplete(folder / f"run/step_{status['step']:08d}") is None
+    assert outcome.stderr.count("saved run/step_") == 1

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import torch
 
-from llama_dyt.data.loaders.step import IGNORE_INDEX, MicroBatch, Step
+from llama_dyt.data.loaders.step import IGNORE_INDEX, MicroBatch, Prefetcher, Step
 
 
 def number_documents(input_ids: torch.Tensor, eos: int) -> torch.Tensor:
@@ -47,7 +47,7 @@ class DocumentsApart(Iterator[Step]):
     comes before it.
 
     Args:
-        batches: a loader of packed text.
+        batches: a loader of packed text (`step.Prefetcher`).
         eos: what ends a document.
         reset_positions: positions start anew at each document (--reset_position_ids).
         reset_attention: attention stays within a document (--reset_attention_mask).
@@ -58,7 +58,7 @@ class DocumentsApart(Iterator[Step]):
 
     def __init__(
         self,
-        batches: Iterator[Step],
+        batches: Prefetcher,
         eos: int,
         reset_positions: bool,
         reset_attention: bool,
@@ -101,6 +101,10 @@ class DocumentsApart(Iterator[Step]):
         # Said of positions alone too: by themselves the model would take them for documents apart.
         told["document_ids"] = documents if self._reset_attention else torch.zeros_like(documents)
         return told
+
+    def ready(self, seconds: float) -> bool:
+        """As a loader's: of the step after the next, which is begun with it."""
+        return self._batches.ready(seconds)
 
     def close(self) -> None:
         self._batches.close()

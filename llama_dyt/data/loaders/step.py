@@ -101,6 +101,7 @@ class Prefetcher(Iterator[Step]):
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._last: object = None
+        self._looked_at: list[object] = []
         # The thread must not hold `self`, or garbage collection would never end it.
         self._thread = threading.Thread(
             target=_produce, args=(make, self._queue, self._stop), name="llama_dyt-data", daemon=True
@@ -110,13 +111,22 @@ class Prefetcher(Iterator[Step]):
 
     def __next__(self) -> Step:
         if self._last is None:
-            item = self._queue.get() if not self._stop.is_set() else _END
+            item = _END if self._stop.is_set() else self._looked_at.pop() if self._looked_at else self._queue.get()
             if isinstance(item, Step):
                 return item
             self._last = item
         if isinstance(self._last, _Failure):
             raise self._last.error
         raise StopIteration
+
+    def ready(self, seconds: float) -> bool:
+        """Whether the next step, or the end, is there in so long: then `next` does not wait."""
+        if self._last is None and not self._looked_at and not self._stop.is_set():
+            try:
+                self._looked_at.append(self._queue.get(timeout=seconds))
+            except queue.Empty:
+                return False
+        return True
 
     def close(self) -> None:
         """Ends the thread. Steps not yet taken are dropped; the position of the last one taken tells where to go on."""

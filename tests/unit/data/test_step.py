@@ -8,6 +8,8 @@ import numpy as np
 from corpora import write_jsonl
 from loading import ListSource, token_batches
 
+from llama_dyt.data.loaders.step import Prefetcher, Step
+
 
 def data_threads():
     return [thread for thread in threading.enumerate() if thread.name == "llama_dyt-data"]
@@ -65,3 +67,21 @@ def test_batches_own_their_memory(tokenizer):
     for batch in next(loader).micro_batches:
         assert batch["input_ids"].untyped_storage().nbytes() == batch["input_ids"].numel() * np.dtype(np.int64).itemsize
     loader.close()
+
+
+def test_whether_the_next_step_is_there_is_asked_without_taking_it():
+    sent = threading.Event()
+
+    def make():
+        yield Step([], 1, 1, {"number": 0})
+        sent.wait()
+        yield Step([], 1, 1, {"number": 1})
+
+    with Prefetcher(make) as steps:
+        assert steps.ready(60) and steps.ready(0)
+        assert next(steps).position == {"number": 0}
+        assert not steps.ready(0.05)
+        sent.set()
+        assert steps.ready(60)
+        assert [step.position["number"] for step in steps] == [1]
+        assert steps.ready(0), "the end is there"
