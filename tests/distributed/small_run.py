@@ -95,6 +95,10 @@ def hybrid(world_size: int, tp: int = 1, pp: int = 1, zero: int = 0, **flags: An
     return Layout("hybrid_parallel", world_size, tp, pp, zero, tuple(flags.items()))
 
 
+def spread(plugin: str, world_size: int, ep: int) -> Layout:
+    return Layout(plugin, world_size, flags=(("ep", ep),))
+
+
 LAYOUTS = [
     *(Layout(plugin, size) for plugin in ("zero2", "zero2_cpu", "gemini", "gemini_auto") for size in (1, 2)),
     Layout("zero1", 2),

@@ -19,13 +19,9 @@ from tests.distributed.parity import (
     check_weights,
     merged,
 )
-from tests.distributed.small_run import GLOBAL_ROWS, LENGTH, Layout, hybrid, micro_batch_rows
+from tests.distributed.small_run import GLOBAL_ROWS, LENGTH, Layout, hybrid, micro_batch_rows, spread
 
 pytestmark = pytest.mark.distributed
-
-
-def spread(plugin: str, world_size: int, ep: int) -> Layout:
-    return Layout(plugin, world_size, flags=(("ep", ep),))
 
 
 def together(layout: Layout, accumulation: int) -> Together:
@@ -128,17 +124,48 @@ def test_what_is_dropped_is_counted_over_all_ranks_layers_and_micro_batches(pool
             assert record["router_dropped_share"] == pytest.approx(sum(dropped) / (4 * GLOBAL_ROWS * LENGTH * 2))
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize("layout", [Layout("gemini", 2), Layout("gemini", 2, tp=2), *SPREAD], ids=str)
-def test_gradients_in_half_precision_are_as_near_as_half_precision_is(pool, layout: Layout):
-    model = {"family": FAMILY, "norm": "dyt", "num_steps": 1}
-    accumulation = 1 if layout.pp > 1 else 2
+GEMINI = [
+    Layout("gemini", 2),
+    Layout("gemini", 2, tp=2),
+    Layout("gemini", 4, flags=(("extra_dp", 2),)),
+    Layout("gemini", 2, flags=(("offload_optim_frac", 1.0), ("offload_param_frac", 1.0))),
+    Layout("gemini_auto", 2),
+    Layout("gemini_auto", 4, tp=2),
+]
+HALF_EVERY_TIME = (Layout("gemini", 2), "bf16", FAMILY, 2)
+HALF = [
+    HALF_EVERY_TIME,
+    *(
+        pytest.param(layout, "bf16", FAMILY, accumulation, marks=pytest.mark.matrix)
+        for layout in [*GEMINI, *SPREAD]
+        for accumulation in (1 if layout.pp > 1 else 2,)
+        if (layout, "bf16", FAMILY, accumulation) != HALF_EVERY_TIME
+    ),
+    *(
+        pytest.param(layout, precision, family, accumulation, marks=pytest.mark.matrix)
+        for layout in GEMINI
+        # With a capacity a token that goes elsewhere takes another's place: too rough in bf16 to be compared.
+        for precision, family, accumulation in (("fp16", FAMILY, 1), ("fp16", LIMITED, 2))
+    ),
+]
+
+
+@pytest.mark.parametrize(("layout", "precision", "family", "accumulation"), HALF, ids=str)
+def test_gradients_in_half_precision_are_as_near_as_half_precision_is(pool, layout, precision, family, accumulation):
+    """Gemini, which has no other, among them: there every rank gathers all experts, and no token is sent."""
+    model = {"family": family, "norm": "dyt", "num_steps": 1}
     results = pool(layout.world_size).run(
-        cases.train, layout=layout, precision="bf16", accumulation=accumulation, **model
+        cases.train,
+        layout=layout,
+        precision=precision,
+        accumulation=accumulation,
+        gradient_checkpoint=accumulation == 2,
+        loss_scale=2.0**10 if precision == "fp16" else None,
+        **model,
     )
     exact = {**model, "together": together(layout, accumulation)}
-    check_gradients(results, "bf16", **exact)
-    check_grad_norms(results, "bf16", **exact)
+    check_gradients(results, precision, **exact)
+    check_grad_norms(results, precision, **exact)
 
 
 AS_WHOLE = [

@@ -13,7 +13,7 @@ import torch
 
 from llama_dyt.models import LlamaDytForCausalLM
 from tests.distributed import moving_cases
-from tests.distributed.moving_cases import SAVE_AT, STEPS_AFTER, Leg
+from tests.distributed.moving_cases import SAVE_AT, STEPS_AFTER, Leg, all_tensors
 from tests.distributed.small_run import GLOBAL_ROWS, Layout, hybrid
 
 pytestmark = pytest.mark.distributed
@@ -53,10 +53,6 @@ def saved(pool, tmp_path_factory, text) -> dict[str, tuple[Path, list[Leg]]]:
     return runs
 
 
-def tensors_of(legs: list[Leg]) -> dict[str, torch.Tensor]:
-    return {name: tensor for leg in legs for name, tensor in leg.tensors.items()}
-
-
 def global_batches(legs: list[Leg]) -> list[torch.Tensor]:
     """Every step's rows in their order, put together from the data-parallel ranks; those of one rank agree."""
     by_rank: dict[int, list[torch.Tensor]] = {}
@@ -79,7 +75,7 @@ def test_a_checkpoint_goes_on_under_another_layout(pool, saved, text, source: st
     layout = LAYOUTS[target]
     path, straight = saved[source]
     moved = pool(layout.world_size).run(moving_cases.load, layout=layout, text=text, path=str(path))
-    expected, arrived = tensors_of(straight), tensors_of(moved)
+    expected, arrived = all_tensors(straight), all_tensors(moved)
     assert expected.keys() == arrived.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, arrived[name]), name
@@ -102,7 +98,7 @@ def test_the_ten_losses_fall_by_more_than_the_bound_forgives(saved):
 def test_one_process_loads_each_as_an_ordinary_model(saved):
     for path, straight in saved.values():
         model = LlamaDytForCausalLM.from_pretrained(path / "model")
-        expected = tensors_of(straight)
+        expected = all_tensors(straight)
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, expected[f"param.{name}"]), name
         assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False).shape == (1, 7)

@@ -83,9 +83,10 @@ def start(
     resume_from: Path | None = None,
     teacher: Path | None = None,
     norm: str = "dyt",
+    family: str = "15m",
 ) -> Trainer:
     """The trainer of a run as an entry gets it, in the process group that the pool made."""
-    config = small_run.model_config(norm, num_layers=num_layers(run))
+    config = small_run.model_config(norm, num_layers=num_layers(run), family=family)
     checkpoint = Checkpoint(resume_from) if resume_from else None
     fit_gates(run, config, checkpoint)
     plan = Plan(
