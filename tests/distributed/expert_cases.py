@@ -18,6 +18,8 @@ from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.boosters.layers import expert_exchange
 from llama_dyt.boosters.strategies.hybrid import clipping, runtime
 from llama_dyt.models import empty_model
+from llama_dyt.models.mixtral import modeling_mixtral_dyt
+from llama_dyt.models.ops.capacity import within_capacity
 from llama_dyt.training.callbacks.routing import Routing
 from llama_dyt.training.optimizer import parameter_groups
 from tests.distributed import cases, small_run
@@ -96,11 +98,11 @@ def routing_record(layout: Layout, accumulation: int) -> dict[str, Any]:
 
 
 def faulty(fault: str) -> Steps:
-    """One step under ddp with experts spread over two ranks, and something wrong about it."""
+    """One step under ddp with experts spread over two ranks, with a capacity where that is what is wrong."""
     run = small_run.run_config(Layout("ddp", 2, flags=(("ep", 2),)), "fp32", 2)
-    before, after = FAULTS[fault]
+    before, after = (FAULTS | FAULTS_OF_CAPACITY)[fault]
     with before():
-        boosted = cases.boost(run, family=FAMILY)
+        boosted = cases.boost(run, family=LIMITED if fault in FAULTS_OF_CAPACITY else FAMILY)
         after(boosted)
         return steps_of(boosted, num_steps=1)
 
@@ -162,6 +164,18 @@ def _first_expert_elsewhere() -> Iterator[None]:
         yield
 
 
+def _within(change: Callable[..., torch.Tensor]) -> Callable[[], Any]:
+    return lambda: mock.patch.object(modeling_mixtral_dyt, "within_capacity", change)
+
+
+def _made_whole(experts: torch.nn.Module) -> None:
+    """The weights of what is left of a token's choices sum to 1 again."""
+    forward = experts.forward
+    experts.forward = lambda tokens, chosen, weights: forward(
+        tokens, chosen, weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
+    )
+
+
 def _nothing(boosted: Boosted) -> None: ...
 
 
@@ -176,6 +190,19 @@ FAULTS: dict[str, tuple[Callable[[], Any], Callable[[Boosted], Any]]] = {
     "an expert's tokens to the wrong rank": (_first_expert_elsewhere, _nothing),
 }
 """In words → what is changed while a model is boosted and trained, and what of the boosted one."""
+FAULTS_OF_CAPACITY: dict[str, tuple[Callable[[], Any], Callable[[Boosted], Any]]] = {
+    "second choices before first ones": (
+        _within(lambda c, *sizes: within_capacity(c.flip(1), *sizes).flip(1)),
+        _nothing,
+    ),
+    "the last tokens before the first": (
+        _within(lambda c, *sizes: within_capacity(c.flip(0), *sizes).flip(0)),
+        _nothing,
+    ),
+    "a capacity of both ranks' tokens": (_within(lambda c, num, places: within_capacity(c, num, 2 * places)), _nothing),
+    "weights that are made to sum to 1 again": (nullcontext, _each_experts(_made_whole)),
+}
+"""The same, of experts that have a capacity."""
 
 
 @dataclass(frozen=True)

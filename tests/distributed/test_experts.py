@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.distributed import cases, expert_cases, reference, small_run
-from tests.distributed.expert_cases import FAMILY, FAULTS, LIMITED
+from tests.distributed.expert_cases import FAMILY, FAULTS, FAULTS_OF_CAPACITY, LIMITED
 from tests.distributed.masked_experts import Together, masked
 from tests.distributed.matrix import MATRIX_LAYOUTS
 from tests.distributed.parity import (
@@ -192,10 +192,11 @@ def test_all_tokens_may_go_to_the_experts_of_one_rank(pool, layout: Layout):
         assert all(own.dense == ranks[0][0].dense for own, _ in ranks)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [*FAULTS, *FAULTS_OF_CAPACITY])
 def test_a_planted_fault_is_seen(pool, fault: str):
     results = pool(2).run(expert_cases.faulty, fault=fault)
-    exact = reference.train(family=FAMILY, num_steps=1, together=together(spread("ddp", 2, ep=2), accumulation=2))
+    family = LIMITED if fault in FAULTS_OF_CAPACITY else FAMILY
+    exact = reference.train(family=family, num_steps=1, together=together(spread("ddp", 2, ep=2), accumulation=2))
     distances = reference.distances(merged(results, "gradients"), exact.gradients)
     norms = [abs(result.grad_norms[0] / exact.grad_norms[0] - 1) for result in results]
     alike = results[0].dense == results[1].dense
