@@ -134,7 +134,11 @@ def _ours(module: str) -> bool:
 
 
 def _travels(module: str) -> bool:
-    return module in _STAND_INS or module.startswith(_TRAVELS)
+    """Whether a module can be copied beside the model's. What is imported from a package may be another file."""
+    if module in _STAND_INS or not module.startswith(_TRAVELS):
+        return module in _STAND_INS
+    found = importlib.util.find_spec(module)
+    return found is not None and found.submodule_search_locations is None
 
 
 def _modules_of(family: ModelSpec) -> set[str]:

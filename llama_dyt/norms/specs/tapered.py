@@ -6,38 +6,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama_dyt.norms.norm_spec import FINAL, Gate, NormSpec
-from llama_dyt.norms.specs import dyt, layernorm, rmsnorm, unit_offset_rmsnorm
+from llama_dyt.norms.specs.dyt import ALPHA_FIELDS, SATURATED
+from llama_dyt.norms.specs.dyt import NORM as DYT
+from llama_dyt.norms.specs.layernorm import NORM as LAYER_NORM
+from llama_dyt.norms.specs.rmsnorm import NORM as RMS_NORM
+from llama_dyt.norms.specs.unit_offset_rmsnorm import NORM as UNIT_OFFSET_RMS_NORM
 
-_OVER: dict[str, tuple[NormSpec, str]] = {
-    norm.name: (norm, layer)
-    for norm, layer in (
-        (rmsnorm.NORM, "TaperedRMSNorm"),
-        (unit_offset_rmsnorm.NORM, "TaperedUnitOffsetRMSNorm"),
-        (layernorm.NORM, "TaperedLayerNorm"),
-    )
-}
-"""The norms that there is a way from → the layer."""
+_OVER: dict[str, NormSpec] = {norm.name: norm for norm in (RMS_NORM, UNIT_OFFSET_RMS_NORM, LAYER_NORM)}
+"""The norms that there is a way from."""
 _GATES = "taper_gates"
 _TANH = "tanh_"
 """Before the names of Dynamic Tanh's parameters in a layer that has the norm's too."""
 
 
 def build(config: Any, place: str) -> Any:
-    from llama_dyt.norms.layers import tapered
+    from llama_dyt.norms.layers.tapered import TaperedLayerNorm, TaperedRMSNorm, TaperedUnitOffsetRMSNorm
 
-    layer = getattr(tapered, _OVER[config.tapered_from][1])
-    return layer(config.hidden_size, config.eps_of_norms, getattr(config, dyt.ALPHA_FIELDS[place]), config.norm_bias)
+    kinds = {RMS_NORM.name: TaperedRMSNorm, UNIT_OFFSET_RMS_NORM.name: TaperedUnitOffsetRMSNorm}
+    layer = kinds.get(config.tapered_from, TaperedLayerNorm)
+    return layer(config.hidden_size, config.eps_of_norms, getattr(config, ALPHA_FIELDS[place]), config.norm_bias)
 
 
 def starting_value(parameter: str, config: Any, place: str) -> float:
     if parameter.startswith(_TANH):
-        return dyt.starting_value(parameter.removeprefix(_TANH), config, place)
-    return _OVER[config.tapered_from][0].starting_value(parameter, config, place)
+        return DYT.starting_value(parameter.removeprefix(_TANH), config, place)
+    return _OVER[config.tapered_from].starting_value(parameter, config, place)
 
 
 def settle(config: Any) -> None:
     """Unless it is said, the norm is the family's own, and all gates are at 0."""
-    dyt.settle(config)
+    DYT.settle(config)
     if getattr(config, "tapered_from", None) is None:
         config.tapered_from = config.plain_norm_type
     if config.tapered_from not in _OVER:
@@ -62,12 +60,12 @@ def set_gate(layer: Any, gate: float) -> None:
 
 def probe(layer: Any, rows: Any) -> Mapping[str, Any]:
     alpha = layer.tanh_alpha.detach().float().reshape(())
-    saturation = ((alpha * rows).abs() > dyt.SATURATED).float().mean()
+    saturation = ((alpha * rows).abs() > SATURATED).float().mean()
     return {"alpha": alpha, "saturation": saturation, "gate": layer.gate.to(rows.device)}
 
 
 def fit(inputs: Any, outputs: Any, config: Any, place: str) -> Mapping[str, Any]:
-    return {f"{_TANH}{name}": value for name, value in dyt.fit(inputs, outputs, config, place).items()}
+    return {f"{_TANH}{name}": value for name, value in DYT.fit(inputs, outputs, config, place).items()}
 
 
 NORM = NormSpec(
@@ -77,12 +75,12 @@ NORM = NormSpec(
     starting_value,
     own_parameters=("bias", "tanh_alpha", "tanh_weight", "tanh_bias"),
     embedding_scale=True,
-    config_fields=("tapered_from", _GATES, *dyt.NORM.config_fields),
+    config_fields=("tapered_from", _GATES, *DYT.config_fields),
     fit=fit,
     settle=settle,
     probe=probe,
     gate=Gate(
-        becomes=dyt.NORM.name,
+        becomes=DYT.name,
         parameters={name: f"{_TANH}{name}" for name in ("alpha", "weight", "bias")},
         over=over,
         field=_GATES,

@@ -28,7 +28,7 @@ from llama_dyt.models import (
     require_parts,
     require_travelling,
 )
-from llama_dyt.models.export import _source_of_user, modeling_sources
+from llama_dyt.models.export import _source_of_user, _travels, modeling_sources
 
 
 @pytest.mark.parametrize("norm", ["dyt", "rmsnorm"])
@@ -255,6 +255,12 @@ def test_a_file_that_needs_what_lies_beside_it_cannot_travel(line, tmp_path, mon
         _source_of_user("lonely", "--norm mine")
     (tmp_path / "lonely.py").write_text("import json, torch\nfrom huggingface_hub.dataclasses import strict\n")
     assert "strict" in _source_of_user("lonely", "--norm mine")
+
+
+def test_what_is_imported_from_a_package_cannot_travel():
+    """It may be a file of the package's, which the package's own file in the folder would not have."""
+    assert _travels("llama_dyt.norms.specs.dyt") and _travels("llama_dyt.norms.spec")
+    assert not _travels("llama_dyt.norms.specs") and not _travels("llama_dyt.norms.none")
 
 
 def test_a_family_that_names_parts_its_layers_have_not_is_told_all_of_them(monkeypatch):

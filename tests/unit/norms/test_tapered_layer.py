@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from llama_dyt.models import build_config
 from llama_dyt.norms import NORMS, dynamic_tanh
@@ -62,3 +63,14 @@ def test_at_every_gate_each_parameter_has_a_gradient_that_is_its_share(own):
         )
         for name, gradient in gradients.items():
             assert gradient.any() == (gate > 0 if name.startswith("tanh_") else gate < 1), (name, gate)
+
+
+def test_compiled_it_follows_its_gate_and_is_compiled_once():
+    _, tapered = layers("rmsnorm")
+    counter = CompileCounter()
+    compiled = torch.compile(tapered, backend=counter, fullgraph=True)
+    x = torch.randn(5, 96, generator=torch.Generator().manual_seed(2))
+    for gate in (0.0, 0.25, 0.5, 1.0):
+        TAPERED.gate.set(tapered, gate)
+        assert torch.equal(compiled(x), tapered(x))
+    assert counter.frame_count == 1
