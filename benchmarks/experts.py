@@ -223,10 +223,13 @@ def logit_bound(norm: str, layer: Any) -> float:
     return (math.sqrt(products.shape[1]) * products.norm(dim=1)).max().item()
 
 
-def row_of(arm: Arm, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run's figures: those of its last model, of the earlier ones ("looks"), and of its records in training."""
+def row_of(arm: Arm, seed: int, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """One run's figures: those of its last model, of the earlier ones ("looks"), and of its records in training; None
+    where it is not made and nothing is to be."""
     place = arguments.folder / f"{arm}-seed{seed}"
     kept = arguments.folder / f"{arm}-seed{seed}.json"
+    if not kept.exists() and arguments.as_it_stands:
+        return None
     if not kept.exists():
         train(arm, seed, arguments.steps, place)
         part = arguments.steps // LOOKS
@@ -281,6 +284,7 @@ def main() -> None:
     parser.add_argument("--balance", type=float, default=0.02, help="coefficient of the balancing loss; default: 0.02")
     parser.add_argument("--z", type=float, default=0.001, help="coefficient of the z-loss; default: 0.001")
     parser.add_argument("--held_out_bytes", type=int, default=60_000, help="of text looked at; default: 60000")
+    parser.add_argument("--as_it_stands", action="store_true", help="make nothing: tell of what --folder holds")
     parser.add_argument("--results", type=Path, help="folder for a dated file of the figures")
     arguments = parser.parse_args()
     if arguments.steps < 6 * LOOKS:
@@ -294,13 +298,16 @@ def main() -> None:
     lrs, coefficients = arguments.lrs, (arguments.balance, arguments.z)
     for seed, arm in [(seed, arm) for lr in lrs for seed in arguments.seeds for arm in arms(lr, *coefficients)]:
         row = row_of(arm, seed, arguments)
+        if row is None:
+            continue
         rows.append(row)
         print(f"{arm}, seed {seed}: " + ", ".join(f"{name} {row[key]:.4g}" for key, name in TABLE.items()), flush=True)
     lines = table(rows)
     print("\n" + "\n".join(lines))
     if arguments.results is not None:
-        summary = {"runs": len(rows), "tokens of a run": arguments.steps * LENGTH * BATCH}
-        write_report("experts-cpu", arguments.results, rows, summary, table=lines)
+        wanted = len(lrs) * len(arguments.seeds) * len(arms(lrs[0], *coefficients))
+        counts = {"runs": len(rows), "runs_wanted": wanted, "tokens_a_run": arguments.steps * LENGTH * BATCH}
+        write_report("experts-cpu", arguments.results, rows, {}, **counts, table=lines)  # its page has the table
 
 
 if __name__ == "__main__":
