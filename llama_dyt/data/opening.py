@@ -96,10 +96,12 @@ def open_data(dataset: str | os.PathLike, options: ReadOptions | None = None) ->
 class _NamesFields(Protocol):
     field: str | None
     columns: tuple[tuple[str, str], ...]
+    task: str | None
 
 
 def source_options(options: ReadOptions, source: _NamesFields) -> ReadOptions:
-    """The options for one source of a mixture, which may have names of its own for what a record holds."""
+    """The options for one source of a mixture, which may have names of its own for what a record holds, and a part."""
+    options = options if source.task is None else replace(options, task=source.task)
     if options.records is not None:
         return replace(options, records=options.records.with_columns(dict(source.columns)))
     return options if source.field is None else replace(options, fields=(source.field,))
@@ -232,7 +234,7 @@ def _problems_of_mixture(dataset: str, options: ReadOptions, num_epochs: int) ->
             problems.append(f"{dataset}: sources: {source.name}: field: is of pretraining; give columns: {{prompt: …}}")
         if source.columns and pretraining:
             problems.append(f"{dataset}: sources: {source.name}: columns: are of fine-tuning; give field")
-        own = replace(source_options(options, source), task=None)
+        own = replace(source_options(options, source), task=source.task)
         for path in filter(None, (source.path, source.validation)):
             problems += [f"{dataset}: sources: {source.name}: {error}" for error in _errors(path, own)]
     return problems
@@ -241,8 +243,8 @@ def _problems_of_mixture(dataset: str, options: ReadOptions, num_epochs: int) ->
 def files_in_words(dataset: str, options: ReadOptions) -> list[str]:
     """What files of text a name means, and what was passed over, a line for each source; [] where there are none."""
     if is_mixture(dataset):
-        sources = read_mixture(dataset).sources
-        return [f"{source.name}: {line}" for source in sources for line in files_in_words(source.path, options)]
+        named = {source: source_options(options, source) for source in read_mixture(dataset).sources}
+        return [f"{source.name}: {line}" for source, own in named.items() for line in files_in_words(source.path, own)]
     found = open_data(dataset, options).in_words()
     return [f"{printable(str(dataset))}: {found}"] if found is not None else []
 

@@ -52,6 +52,7 @@ class ValidationSet:
         split: of prepared data.
         field: of its records, where a mixture's source names its own.
         columns: of its records' shape, likewise.
+        task: which part of a hub dataset, likewise.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ValidationSet:
     split: str = "train"
     field: str | None = None
     columns: tuple[tuple[str, str], ...] = ()
+    task: str | None = None
 
     def open(self, options: ReadOptions | None = None) -> Source:
         options = replace(options or ReadOptions(), split=self.split)
@@ -108,14 +110,16 @@ def choose_sets(dataset: str, settings: ValidationSettings, sample_folder: str =
         for source in read_mixture(named or dataset).sources:
             if named is not None:
                 split = _best_split(source.path)
-                sets.append(ValidationSet(source.name, source.path, None, split, source.field, source.columns))
+                sets.append(
+                    ValidationSet(source.name, source.path, None, split, source.field, source.columns, source.task)
+                )
             elif source.validation is not None:
                 path = source.validation
                 split = _best_split(path)
                 sets.append(ValidationSet(source.name, path, None, split, source.field, source.columns))
             else:
                 sets += [
-                    replace(chosen, field=source.field, columns=source.columns)
+                    replace(chosen, field=source.field, columns=source.columns, task=source.task)
                     for chosen in _held_out(source.name, source.path, fraction, sample_folder)
                 ]
     else:

@@ -21,7 +21,7 @@ from llama_dyt.data.records.reader import column_names
 
 SUFFIXES = (".yaml", ".yml")
 SHUFFLES = ("none", "documents", "sequences")
-_KEYS = ("path", "weight", "epochs", "shuffle", "validation", "field", "columns")
+_KEYS = ("path", "weight", "epochs", "shuffle", "validation", "field", "columns", "task")
 _EXAMPLE = "sources: {wiki: {path: wiki/*.jsonl, weight: 2}}"
 
 
@@ -38,6 +38,7 @@ class MixtureSource:
         validation: a dataset to evaluate it on; None where there is none.
         field: of a record, that holds its text; None takes the run's.
         columns: of a record's shape, in fine-tuning: (column, what the data call it) beside those of the run.
+        task: which part of a hub dataset, or which of its lists; None where it has one.
     """
 
     name: str
@@ -48,6 +49,7 @@ class MixtureSource:
     validation: str | None = None
     field: str | None = None
     columns: tuple[tuple[str, str], ...] = ()
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def _source(name: str, entry: Any, folder: Path, where: str) -> tuple[MixtureSou
         read("validation", lambda value: _validation(value, folder)),
         read("field", _field),
         read("columns", _columns, ()),
+        read("task", _task),
     )
     return source, problems
 
@@ -162,6 +165,12 @@ def _validation(value: Any, folder: Path) -> str:
 def _field(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is no name of a field")
+    return value
+
+
+def _task(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is no name of a part")
     return value
 
 

@@ -12,7 +12,7 @@ from llama_dyt.core.stores import web
 from llama_dyt.data.formats.format import format_of
 from llama_dyt.data.formats.hub import lists_in
 from llama_dyt.data.formats.sources import ReadOptions
-from llama_dyt.data.opening import check_data, open_data, open_text
+from llama_dyt.data.opening import LoaderOptions, check_data, files_in_words, open_data, open_sources, open_text
 from llama_dyt.data.order.mixture_file import read_mixture
 from llama_dyt.data.preparing.parts import bad_records, cut_parts, read_part
 from tests.hub_server import Hub, serving
@@ -190,6 +190,22 @@ def test_a_server_that_knows_no_head_or_redirects_elsewhere(tmp_path):
         assert (tmp_path / "file").read_bytes() == b"abcd"
         with pytest.raises(OSError, match=f"^{url}/elsewhere: is redirected to what is no web server$"):
             store_of(url).get(f"{url}/elsewhere", tmp_path / "file")
+
+
+def test_a_mixture_weighs_lists_by_their_names(here, tokenizer, tmp_path):
+    _, clone = here
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text("sources:\n  a: {path: clone, task: arxiv}\n  b: {path: clone, task: book, weight: 2}\n")
+    assert check_data(str(mixture)) == []
+    words = files_in_words(str(mixture), ReadOptions())
+    assert (
+        [line.split(":")[0] for line in words] == ["a", "b"] and "1 file," in words[0] + "," and "2 files" in words[1]
+    )
+    first, second = open_sources(str(mixture), tokenizer, LoaderOptions())
+    assert texts_of(first.data) == TEXTS[:80] and texts_of(second.data) == TEXTS[80:]
+    mixture.write_text("sources:\n  a: {path: clone, task: c4}\n  b: {path: clone, task: 5}\n")
+    found = check_data(str(mixture))
+    assert any("has no part 'c4'" in problem for problem in found) and any("5 is no name" in one for one in found)
 
 
 def test_parts_of_listed_files_that_are_prepared(here):
