@@ -208,7 +208,19 @@ class Boosted:
         scale = self.scaler.last_scale if self.scaler.enabled else 1.0
         norm = None if skipped else self.optimizer.get_grad_norm() / scale
         self.optimizer.zero_grad()
-        return StepResult(norm=norm, skipped=skipped, loss_scale=scale)
+        return StepResult(norm=norm, skipped=skipped, loss_scale=scale, counted=not skipped)
+
+    def leave_out_step(self, norm: float | None = None) -> StepResult:
+        """In the stead of `optimizer_step`, of a step that is no good: weights, moments, Adam's count of steps and the
+        loss scale stay as they are. All ranks call it. `norm`: of the gradient, where it is known."""
+        self.runtime.drop_gradients()
+        return StepResult(norm=norm, skipped=False, loss_scale=self.scaler.scale, counted=False)
+
+    def uncount_step(self) -> None:
+        """Take back from Adam's count a step that `optimizer_step` left out, once the host has learned of it. Steps
+        begun in between were done with the right count: the device keeps what the host did not know."""
+        self.state.set_optimizer_steps(self.state.optimizer_steps() - 1)
+        self.runtime.update.host_knows_of_one()
 
     @property
     def runs_ahead(self) -> bool:

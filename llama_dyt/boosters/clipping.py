@@ -39,14 +39,17 @@ class Update:
         loss: of the step, on the device, where the host has not looked at it: unless it is finite no weight changes
             either. None: it has.
         asked: whether a step has come here since this was last set to False.
+        behind: how many of the steps that Adam has counted the device left out and the host does not know of yet, on
+            the device; None: it knows of all.
     """
 
     def __init__(self, max_norm: float) -> None:
         self.loss: torch.Tensor | None = None
         self.asked = False
+        self.behind: torch.Tensor | None = None
         self._max_norm = max_norm
 
-    def factors(self, norm: torch.Tensor, scale: float = 1.0) -> dict[str, torch.Tensor]:
+    def factors(self, norm: torch.Tensor, scale: float = 1.0) -> dict[str, torch.Tensor | None]:
         """What `adam.hybrid_adam_step` is to be given.
 
         Args:
@@ -56,13 +59,20 @@ class Update:
         self.asked = True
         # As `LowLevelZeroOptimizer._unscale_and_clip_grads` does: one division for the loss scale and the clipping.
         over = (norm / scale + 1e-6) / self._max_norm
-        finite = torch.isfinite(norm)
+        left_out = ~torch.isfinite(norm)
         if self.loss is not None:
-            finite = finite & torch.isfinite(self.loss)
-        return {"div_scale": scale * over.clamp(min=1.0), "found_inf": ~finite}
+            left_out = left_out | ~torch.isfinite(self.loss)
+            before = self.behind if self.behind is not None else torch.zeros((), device=left_out.device)
+            self.behind = before + left_out
+        return {"div_scale": scale * over.clamp(min=1.0), "found_inf": left_out, "behind": self.behind}
+
+    def host_knows_of_one(self) -> None:
+        """Of the steps that the device left out the host has taken one back."""
+        if self.behind is not None:
+            self.behind = self.behind - 1
 
 
-def adam_with_factors(adam: torch.optim.Optimizer) -> Callable[[dict[str, torch.Tensor]], None]:
+def adam_with_factors(adam: torch.optim.Optimizer) -> Callable[[dict[str, torch.Tensor | None]], None]:
     """Give the Adam inside of an optimizer what the returned function was last given, at each step."""
     step, factors = adam.step, {}
     adam.step = lambda closure=None: step(closure, **factors)

@@ -69,6 +69,10 @@ class Runtime:
     def after_evaluation(self) -> None:
         """Called after forward passes that no backward follows."""
 
+    def drop_gradients(self) -> None:
+        """Called in the stead of the optimizer's step: nothing changes, and the next backward begins anew."""
+        self.optimizer.zero_grad()
+
     # --- what this rank holds, for `state_bytes` -----------------------------------------------------------------
 
     def working_weights(self) -> Iterator[torch.Tensor]:

@@ -32,11 +32,13 @@ class StepResult:
             still on the device.
         skipped: True if fp16 gradients overflowed and no weight moved.
         loss_scale: scale the backward used; 1.0 outside fp16.
+        counted: whether Adam has counted the step, be it one that the device left out.
     """
 
     norm: float | torch.Tensor | None
     skipped: bool
     loss_scale: float
+    counted: bool = True
 
     @property
     def grad_norm(self) -> float | None:
@@ -45,4 +47,5 @@ class StepResult:
 
 
 class NonFiniteGradientError(ArithmeticError):
-    """The norm of the gradient, its only argument, is not finite; no weight has changed. The same on all ranks."""
+    """The norm of the gradient, its only argument, is not finite; no weight has changed, and the gradients are there
+    still (`Boosted.leave_out_step`). The same on all ranks."""

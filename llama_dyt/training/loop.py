@@ -12,7 +12,7 @@ from llama_dyt.core.store import Location
 from llama_dyt.data.loaders.step import Step
 from llama_dyt.training.callbacks.callback import Callbacks
 from llama_dyt.training.callbacks.checkpointing import Checkpointing
-from llama_dyt.training.health import Health
+from llama_dyt.training.health.finite import Health
 from llama_dyt.training.measurement.window import Window
 from llama_dyt.training.progress import Ending, Progress
 from llama_dyt.training.schedule import LearningRateSchedule
@@ -54,7 +54,7 @@ class Trainer:
         self.checkpointing = checkpointing
         self.stop = stop or StopRequest()
         self.say = say
-        self.health = Health(boosted, checkpointing.writer if checkpointing else None)
+        self.health = Health(boosted, progress, checkpointing.writer if checkpointing else None)
         self.window = Window()
         self.batch: Step | None = None
         self.last_step = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -14,14 +15,23 @@ class Progress:
     Attributes:
         step: optimizer steps done, skipped ones included.
         skipped_steps: fp16 steps that overflowed and moved nothing; they do not advance the schedule.
-        tokens_seen: input tokens over all ranks.
+        tokens_seen: input tokens over all ranks, those of steps that changed nothing too.
         position: where the data goes on (see `data.loaders`); None at the start.
+        nonfinite_steps: those whose loss or gradient norm was not finite; they do advance the schedule.
+        nonfinite_in_a_row: of these, the last ones without one that was good in between.
     """
 
     step: int = 0
     skipped_steps: int = 0
     tokens_seen: int = 0
     position: dict[str, Any] | None = None
+    nonfinite_steps: int = 0
+    nonfinite_in_a_row: int = 0
+
+    @classmethod
+    def of_json(cls, saved: Mapping[str, Any]) -> Progress:
+        """From what a checkpoint keeps; one of an earlier release lacks what came later."""
+        return cls(**{name: saved[name] for name in cls.__dataclass_fields__ if name in saved})
 
 
 class Ending(StrEnum):

@@ -46,7 +46,7 @@ from llama_dyt.training.checkpoint.retention import Keep
 from llama_dyt.training.checkpoint.verification import checkpoint_around, verify
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
 from llama_dyt.training.distillation.teacher import teacher_of
-from llama_dyt.training.health import first_not_finite
+from llama_dyt.training.health.finite import first_not_finite
 from llama_dyt.training.loop import Trainer
 from llama_dyt.training.measurement.performance import Speedometer
 from llama_dyt.training.optimizer import parameter_groups
@@ -182,7 +182,7 @@ class Session:
             if changed is not None:
                 say(self.plan, f"warning: {changed}")
         saved = source.trainer_state
-        self.progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__})
+        self.progress = Progress.of_json(saved)
         generators = source.generators(dist.get_rank(), dist.get_world_size())
         if generators is not None:
             set_rng_state(generators)

@@ -15,6 +15,7 @@ from llama_dyt.launch import DEFAULT_TIMEOUT_SECONDS
 from llama_dyt.training.callbacks.callback import CALLBACKS
 from llama_dyt.training.distillation.settings import DistillationSettings, distillation_problems
 from llama_dyt.training.generation.settings import SampleSettings, sample_problems
+from llama_dyt.training.health.settings import HealthSettings
 from llama_dyt.training.measurement.settings import BenchmarkSettings, benchmark_problems
 from llama_dyt.training.schedule import FINETUNE_WARMUP_FRACTION
 from llama_dyt.training.snapshots.settings import (
@@ -310,6 +311,7 @@ OWNED = Owned(
         "tapering": TaperSettings,
         "samples": SampleSettings,
         "benchmark": BenchmarkSettings,
+        "health": HealthSettings,
     },
     problems,
     path_problems,

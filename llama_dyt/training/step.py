@@ -10,7 +10,7 @@ from llama_dyt.boosters.boosted import Boosted, summed_over_ranks
 from llama_dyt.boosters.device_values import HostCopy
 from llama_dyt.boosters.step import NonFiniteGradientError, StepResult
 from llama_dyt.data.loaders.step import Step
-from llama_dyt.training.health import Health
+from llama_dyt.training.health.finite import Health
 from llama_dyt.training.progress import Progress
 from llama_dyt.training.schedule import LearningRateSchedule
 from llama_dyt.training.signals import StopRequest
@@ -44,8 +44,10 @@ class StepOutcome:
         return self._numbers.values()[1] > 0
 
     @property
-    def norm_is_finite(self) -> bool:
-        return math.isfinite(self._numbers.values()[2])
+    def is_finite(self) -> bool:
+        """Whether loss and gradient norm are; a norm that fp16 left out does not count."""
+        loss, _, norm = self._numbers.values()
+        return math.isfinite(loss) and math.isfinite(norm)
 
 
 class StepRunner:
@@ -74,9 +76,11 @@ class StepRunner:
     def train_step(self, batch: Step) -> StepOutcome:
         """Forward, backward and update.
 
+        Where loss or gradient are not finite no weight changes. Before so many such steps in a row as --skip_nonfinite
+        says, the run goes on, with the rate of the next step and the batch after this one.
+
         Raises:
-            TrainingError: loss or gradient are not finite, of this step or of the one before; raised on every rank, and
-                no weight was changed by that step.
+            TrainingError: there were as many, up to this step or the one before; raised on every rank.
         """
         boosted, progress = self._boosted, self._progress
         number = progress.step + 1
@@ -86,12 +90,13 @@ class StepRunner:
         # One collective for both: a signal costs a step nothing.
         totals = summed_over_ranks([share, float(self._stop.asked)], boosted.device)
         ahead = boosted.runs_ahead
-        if not ahead:
-            self._health.require_finite("loss", float(totals[0]), number)
-        try:
-            result = boosted.optimizer_step(totals[0] if ahead else None)
-        except NonFiniteGradientError as error:
-            self._health.require_finite("gradient norm", error.args[0], number)
+        if ahead or math.isfinite(totals[0]):
+            try:
+                result = boosted.optimizer_step(totals[0] if ahead else None)
+            except NonFiniteGradientError as error:
+                result = boosted.leave_out_step(error.args[0])
+        else:
+            result = boosted.leave_out_step()
         outcome = StepOutcome(number, lr, totals, result)
         progress.step = number
         progress.skipped_steps += result.skipped
@@ -108,14 +113,20 @@ class StepRunner:
         """Look at the last step's outcome, if that has not been done; whoever logs, saves or validates asks first.
 
         Raises:
-            TrainingError: its loss or gradient is not finite.
+            TrainingError: its loss or gradient is not finite, and there were as many such steps as the run bears.
         """
         outcome, self._unsettled = self._unsettled, None
         if outcome is None:
             return
-        self._health.require_finite("loss", outcome.loss, outcome.step)
-        if not outcome.norm_is_finite:
-            self._health.require_finite("gradient norm", outcome.result.grad_norm, outcome.step)
+        result = outcome.result
+        if outcome.is_finite:
+            if not result.skipped:
+                self._health.step_was_good()
+        else:
+            if result.counted:
+                self._boosted.uncount_step()
+            no_good = ("gradient norm", result.grad_norm) if math.isfinite(outcome.loss) else ("loss", outcome.loss)
+            self._health.bear(*no_good, outcome.step)
         self.stopping = self.stopping or outcome.stop_asked
 
     def learn_of_signals(self) -> None:

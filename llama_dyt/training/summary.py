@@ -47,6 +47,8 @@ def print_summary(
     print(f"  speed       {speed}")
     if progress.skipped_steps:
         print(f"  skipped     {progress.skipped_steps} fp16 steps that overflowed")
+    if progress.nonfinite_steps:
+        print(f"  left out    {progress.nonfinite_steps} updates that were not finite (--skip_nonfinite)")
     if batch is not None and batch.num_bad_lines:
         print(f"  left out    {batch.num_bad_lines:,} unusable lines (--skip_bad_lines)")
     print(f"  checkpoint  {checkpoint}")

@@ -15,8 +15,10 @@ import torch.distributed as dist
 
 from llama_dyt.boosters.boosted import Boosted
 from llama_dyt.boosters.step import NonFiniteGradientError
+from llama_dyt.config.run import RunConfig
 from llama_dyt.core.errors import CheckpointError, TrainingError
 from llama_dyt.training.checkpoint.background import BackgroundWriter
+from llama_dyt.training.loop import Trainer
 from tests.distributed import cases, small_run, training_cases
 from tests.distributed.small_run import Layout
 
@@ -160,3 +162,125 @@ def _spoiled_in_the_background(layout: Layout, folder: Path) -> tuple[str, list[
     writer.close()
     dist.barrier()
     return refused, [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+def skipping(layout: Layout, precision: str, late: bool, folder: str) -> dict[str, list[str]]:
+    """Seven steps, of which the first, the fourth and the fifth are spoiled on the last data-parallel rank alone, by a
+    loss or by a gradient of nan; and the same steps without those, whose rate passes by. Also gone on with from a
+    checkpoint between the two spoiled steps.
+
+    Returns:
+        Kind of spoiling → what differs, in words.
+    """
+    run = small_run.run_config(layout, precision, skip_nonfinite=3, warmup_steps=4, lr_scheduler="cosine")
+    differences: dict[str, list[str]] = {}
+    with mock.patch.object(Boosted, "runs_ahead", late):
+        for kind in ("loss", "gradient"):
+            spoiled, resumed = _with_spoiled_steps(run, kind, Path(folder) / kind)
+            found = differences.setdefault(kind, [])
+            if kind == "gradient" and precision == "fp16":  # the loss scaler's: it lowers the scale, the schedule waits
+                expected = 0, len(SPOILED)
+            else:
+                expected = len(SPOILED), 0
+                found += [f"without: {key}" for key in _differences(spoiled, _without_spoiled_steps(run))]
+            found += [f"resumed: {key}" for key in _differences(spoiled, resumed)]
+            counted = spoiled.progress["nonfinite_steps"], spoiled.progress["skipped_steps"]
+            if counted != expected:
+                found.append(f"counted {counted}")
+    return differences
+
+
+SPOILED = (1, 4, 5)
+"""Steps that are spoiled, counted from 1."""
+_SAVED_AFTER, _STEPS = 4, 7
+
+
+class _Poison:
+    """Makes the output of an embedding nan, or its gradient, in the steps that it is told of."""
+
+    def __init__(self, trainer: Trainer, kind: str) -> None:
+        self.now = False
+        grid = trainer.boosted.grid
+        if grid.pp_rank == 0 and grid.dp_rank == grid.dp_size - 1:
+            embedding = trainer.boosted.module.get_input_embeddings()
+            embedding.register_forward_hook(self._spoil_loss if kind == "loss" else self._spoil_gradient)
+
+    def _spoil_loss(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output * float("nan") if self.now else output
+
+    def _spoil_gradient(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        if self.now:
+            output.register_hook(lambda gradient: gradient * float("nan"))
+        return output
+
+
+def _with_spoiled_steps(run: RunConfig, kind: str, folder: Path) -> tuple[training_cases.Trace, training_cases.Trace]:
+    """Straight, and gone on with from its checkpoint."""
+    trainer = training_cases.start(run, folder)
+    whole = _follow_spoiled(trainer, kind, save=True)
+    saved = trainer.checkpointing.writer.last_path
+    resumed = training_cases.start(run.replace(seed=small_run.SEED + 1), resume_from=saved)
+    return whole, _follow_spoiled(resumed, kind, save=False)
+
+
+def _follow_spoiled(trainer: Trainer, kind: str, save: bool) -> training_cases.Trace:
+    trace, poison = training_cases.Trace(), _Poison(trainer, kind)
+    with training_cases.open_batches(trainer, None) as batches:
+        while trainer.progress.step < _STEPS:
+            step = trainer.progress.step + 1
+            poison.now = step in SPOILED
+            into = training_cases.Trace() if poison.now else trace
+            training_cases.follow(trainer, batches, into, 1)
+            poison.now = False
+            if save and step == _SAVED_AFTER:
+                trainer.save()
+        trainer.settle()
+        return training_cases.finish(trainer, trace)
+
+
+def _without_spoiled_steps(run: RunConfig) -> training_cases.Trace:
+    trainer, trace = training_cases.start(run), training_cases.Trace()
+    with training_cases.open_batches(trainer, None) as batches:
+        while trainer.progress.step < _STEPS:
+            if trainer.progress.step + 1 in SPOILED:
+                next(batches)
+                trainer.progress.step += 1
+            else:
+                training_cases.follow(trainer, batches, trace, 1)
+        trainer.settle()
+        return training_cases.finish(trainer, trace)
+
+
+def _differences(one: training_cases.Trace, other: training_cases.Trace) -> list[str]:
+    after = len(other.losses)  # a run that was gone on with has the last steps alone
+    found = [
+        f"{name} {getattr(one, name)[-after:]} and {getattr(other, name)}"
+        for name in ("losses", "lrs", "grad_norms")
+        if getattr(one, name)[-after:] != getattr(other, name)
+    ]
+    found += [name for name, tensor in one.tensors.items() if not torch.equal(tensor, other.tensors[name])]
+    if (one.optimizer_steps, one.scaler) != (other.optimizer_steps, other.scaler):
+        found.append(f"Adam's steps or the scaler: {one.optimizer_steps}, {other.optimizer_steps}")
+    return found
+
+
+def too_many_spoiled(layouts: list[Layout]) -> list[tuple[str, int, int, list[str]]]:
+    """Of each layout, a run with --skip_nonfinite 3 whose steps are all spoiled but the first and the third.
+
+    Returns:
+        What it ends with, at which step, how many were no good, and what was told before.
+    """
+    found = []
+    for layout in layouts:
+        trainer = training_cases.start(small_run.run_config(layout, "bf16", skip_nonfinite=3))
+        poison, message, told = _Poison(trainer, "loss"), "", []
+        with training_cases.open_batches(trainer, None) as batches:
+            try:
+                for number, step in enumerate(islice(batches, 10), start=1):
+                    poison.now = number not in (1, 3)
+                    trainer.train_step(step)
+                    told += [line for _, line in trainer.health.news()]
+            except TrainingError as error:
+                message = str(error)
+        found.append((message, trainer.progress.step, trainer.progress.nonfinite_steps, told))
+    return found

@@ -85,3 +85,53 @@ def test_a_state_that_is_not_finite_is_not_saved_in_the_background_either(pool, 
             assert f"could not write checkpoint {tmp_path}/{layout}/step_00000001: " in refused
             assert re.search(r"exp_avg_sq of \S+ is not finite after step 1: not saved; go on from the one", refused)
             assert left == []
+
+
+SKIPPING = [
+    (Layout("zero2", 2), "bf16", True),
+    (Layout("fsdp", 2), "fp32", True),
+    (Layout("ddp", 2), "fp32", False),
+    (Layout("gemini", 2), "bf16", False),
+    *(
+        pytest.param(layout, precision, late, marks=pytest.mark.matrix)
+        for layout in (*(Layout(name, 2) for name in ("zero1", "zero2", "fsdp", "ddp")), hybrid(2, tp=2))
+        for precision, late in (("bf16", False), ("bf16", True), ("fp16", False))
+    ),
+    *(
+        pytest.param(layout, precision, False, marks=pytest.mark.matrix)
+        for layout in (
+            Layout("zero2_cpu", 2),
+            Layout("fsdp_cpu", 2),
+            Layout("gemini_auto", 2),
+            Layout("gemini", 2, tp=2),
+            Layout("hsdp", 4, flags=(("shard_size", 2),)),
+            hybrid(2, pp=2),
+            hybrid(4, tp=2, pp=2),
+            hybrid(4, pp=2, zero=1),
+            hybrid(2, pp=2, pp_style="zbv"),
+        )
+        for precision in ("bf16", "fp16")
+    ),
+]
+
+
+@pytest.mark.parametrize(("layout", "precision", "late"), SKIPPING, ids=str)
+def test_steps_that_are_no_good_leave_no_trace_but_their_count(pool, tmp_path, layout, precision, late):
+    """Losses, norms, weights, moments and Adam's count to the last bit, resumed in the midst of such steps too."""
+    for found in pool(layout.world_size).run(
+        finite_cases.skipping, layout=layout, precision=precision, late=late, folder=str(tmp_path)
+    ):
+        assert found == {"loss": [], "gradient": []}
+
+
+def test_too_many_of_them_in_a_row_end_the_run(pool):
+    for results in pool(2).run(finite_cases.too_many_spoiled, layouts=[Layout("zero2", 2), Layout("gemini", 2)]):
+        for message, num_steps, num_bad, told in results:
+            assert "loss is nan at step 6: the last of 3 in a row that were not finite (--skip_nonfinite)" in message
+            assert "none changed the weights; begin again with a lower --lr" in message
+            assert (num_steps, num_bad) == (6, 4)
+            assert [line.rpartition("(")[2] for line in told] == [
+                "1 in a row, 1 in all; 3 in a row end the run)",
+                "1 in a row, 2 in all; 3 in a row end the run)",
+                "2 in a row, 3 in all; 3 in a row end the run)",
+            ]

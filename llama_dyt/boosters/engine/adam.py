@@ -36,6 +36,7 @@ def fused_adam(
     adamw_mode: bool = True,
     div_scale: float | torch.Tensor = -1.0,
     found_inf: torch.Tensor | None = None,
+    behind: torch.Tensor | None = None,
 ) -> None:
     """One Adam step in place on tensors of one device; equals `torch.optim.AdamW(fused=True)` bit for bit.
 
@@ -46,6 +47,7 @@ def fused_adam(
         div_scale: gradients are divided by it when positive (loss scale times clipping factor); a tensor, of any
             device, is taken as positive.
         found_inf: scalar; where it is not 0 on the device, nothing changes. None: always update.
+        behind: scalar; so many of `steps` changed nothing and are not to count. None: none.
 
     Nothing here waits for a device that holds all of it: numbers of the host reach it as arguments of fills. Numbers
     that the host has are looked at, which on a CPU saves a pass over gradients that are not clipped.
@@ -72,6 +74,8 @@ def fused_adam(
             skip = torch.zeros((), device=device) if divisor is not None else None
         # The kernel only reads the counts, so parameters of one age share one.
         counts = {step: _scalar(step, device) for step in set(steps[part])}
+        if behind is not None:
+            counts = {step: count - _scalar(behind, device) for step, count in counts.items()}
         kernel(
             list(params[part]),
             [grad.to(param.dtype) for grad, param in zip(grads[part], params[part], strict=True)],
@@ -106,6 +110,7 @@ def hybrid_adam_step(
     closure: Callable[[], float] | None = None,
     div_scale: float | torch.Tensor = -1,
     found_inf: torch.Tensor | None = None,
+    behind: torch.Tensor | None = None,
 ) -> float | None:
     """`HybridAdam.step` through `fused_adam`, on a CPU and on CUDA, offloaded or not, whatever the gradients' dtype.
 
@@ -144,6 +149,7 @@ def hybrid_adam_step(
                 adamw_mode=self.adamw_mode,
                 div_scale=div_scale,
                 found_inf=found_inf,
+                behind=behind,
             )
     return loss
 

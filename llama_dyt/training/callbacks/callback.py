@@ -27,7 +27,7 @@ from llama_dyt.core.store import Location
 if TYPE_CHECKING:
     from llama_dyt.boosters.boosted import Boosted
     from llama_dyt.data.loaders.step import Step
-    from llama_dyt.training.health import Health
+    from llama_dyt.training.health.finite import Health
     from llama_dyt.training.measurement.window import Window
     from llama_dyt.training.progress import Ending, Progress
     from llama_dyt.training.schedule import LearningRateSchedule

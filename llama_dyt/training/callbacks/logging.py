@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llama_dyt.boosters.boosted import peak_memory_mb
@@ -43,9 +44,9 @@ class Logging(Callback):
         speed = self._speedometer.speed(window.tokens, seconds)
         record: dict[str, Any] = {
             "step": progress.step,
-            "loss": outcome.loss,
+            "loss": _finite(outcome.loss),
             "lr": outcome.lr,
-            "grad_norm": outcome.result.grad_norm,
+            "grad_norm": _finite(outcome.result.grad_norm),
             "tokens_seen": progress.tokens_seen,
             "tokens_per_second": speed.tokens_per_second,
             "tflops_per_device": speed.tflops_per_device,
@@ -55,8 +56,14 @@ class Logging(Callback):
             "data_wait_fraction": window.waited_seconds / seconds,
             "loss_scale": outcome.result.loss_scale,
             "skipped_steps": progress.skipped_steps,
+            "nonfinite_steps": progress.nonfinite_steps,
             "bad_lines": batch.num_bad_lines,
         }
         if batch.sources:
             record["sources"] = batch.sources
         return record
+
+
+def _finite(number: float | None) -> float | None:
+    """What is not finite is nothing: JSON has no word for it, and other programs stumble over Python's."""
+    return number if number is not None and math.isfinite(number) else None

@@ -36,7 +36,16 @@ class Reporting(Callback):
             trainer.say(f"step {outcome.step}: {what} ({trainer.progress.skipped_steps} so far)")
             self._trackers.log_event(outcome.step, "skipped", what)
 
+        self._tell_of_steps(trainer)
+
     def before_end(self, trainer: Training) -> None:
+        self._tell_of_steps(trainer)
         if trainer.stopping:
             trainer.say(f"step {trainer.progress.step}: asked to end by a signal")
             self._trackers.log_event(trainer.progress.step, "stopped", "asked to end by a signal")
+
+    def _tell_of_steps(self, trainer: Training) -> None:
+        """Of those that were no good, which may be known a step late."""
+        for step, what in trainer.health.news():
+            trainer.say(f"step {step}: {what}")
+            self._trackers.log_event(step, "skipped", what)

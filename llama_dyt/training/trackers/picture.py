@@ -23,7 +23,7 @@ class Picture(Tracker):
     def finish(self) -> tuple[str, Path] | None:
         folder = self.tracked.save_dir
         records = read_metrics(folder / METRICS_FILE)
-        if not any("loss" in record for record in records):
+        if not any(record.get("loss") is not None for record in records):
             return None
         path = folder / PICTURE_FILE
         try:
@@ -53,7 +53,7 @@ def draw(metrics: list[dict[str, Any]], path: Path, title: str, vocab_size: int)
     from matplotlib import pyplot
 
     validations = [record for record in metrics if "validation_loss" in record]
-    metrics = [record for record in metrics if "loss" in record]
+    metrics = [record for record in metrics if record.get("loss") is not None]
     steps = [record["step"] for record in metrics]
     figure, (loss_axis, lr_axis, speed_axis) = pyplot.subplots(
         3, 1, figsize=(8, 8), sharex=True, height_ratios=(3, 1, 1), layout="constrained"

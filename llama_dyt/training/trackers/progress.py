@@ -30,7 +30,8 @@ class ProgressBar(Tracker):
         self._bar.update()
 
     def log(self, record: Record) -> None:
-        self._show(loss=f"loss {record['loss']:.4f}", speed=f"{record['tokens_per_second']:,.0f} tokens/s")
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+        self._show(loss=f"loss {loss}", speed=f"{record['tokens_per_second']:,.0f} tokens/s")
 
     def log_validation(self, record: Record) -> None:
         self._show(validation=f"validation {next(iter(record['validation_loss'].values())):.4f}")

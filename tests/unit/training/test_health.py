@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llama_dyt.config.run import RunConfig
-from llama_dyt.training.health import remedy
+from llama_dyt.training.health.finite import remedy
 
 LAST = Path("runs/a/step_00000010")
 

@@ -270,6 +270,14 @@ class ChunkedOptimizer(GeminiOptimizer):
         parts = [part_of_payload(chunk, parameter, payload_of=gradients) for parameter in alike]
         return float(sum_of_squares(parts)) if parts else 0.0
 
+    def drop_gradients(self) -> None:
+        """Leave out a step, as upstream's `step` does where fp16 overflowed: without accumulation gradients stand in
+        the place of the working weights, which have to be made anew from the masters."""
+        self._clear_global_norm()
+        self.zero_grad()
+        self._update_fp16_params()
+        self.chunk_manager.accumulating_grads = False
+
     def step(self, *args: Any, **kwargs: Any) -> Any:
         result = super().step(*args, **kwargs)
         # Upstream returns before this line when fp16 overflowed: the next step then adds to the infinite gradients of

@@ -35,6 +35,9 @@ class GeminiRuntime(EngineRuntime):
         self.scaler = LossScaler(self.optimizer.mix_precision_mixin if fp16 else None)
         self.state = GeminiState(self.model, self.optimizer, self.grid, self.shapes, self.scaler)
 
+    def drop_gradients(self) -> None:
+        self.optimizer.drop_gradients()
+
     def _chunks(self) -> tuple[Any, ...]:
         """Those of working weights."""
         return self.model.chunk_manager.get_chunks(self.model.fp16_params)

@@ -6,7 +6,6 @@ clipping, its checkpoints.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from llama_dyt.config.run import RunConfig
 from llama_dyt.core import ranks
 from llama_dyt.core.errors import TrainingError
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
+from llama_dyt.training.progress import Progress
 
 SKIPS_AT_THE_SMALLEST_SCALE = 20
 """So many fp16 steps in a row that overflow at the smallest loss scale end a run: nothing would ever move again."""
@@ -26,22 +26,49 @@ class Health:
     """Raises what ends a run that no longer learns; on all ranks alike.
 
     Args:
+        progress: of the run; the steps that are no good are counted there.
         writer: of the run's checkpoints, whose `last_path` is now the one that the run was resumed from; None: it
             writes none.
     """
 
-    def __init__(self, boosted: Boosted, writer: CheckpointWriter | None) -> None:
+    def __init__(self, boosted: Boosted, progress: Progress, writer: CheckpointWriter | None) -> None:
         self._boosted = boosted
+        self._progress = progress
         self._writer = writer
         self._begun_from = writer.last_path if writer else None
+        self._untold: list[tuple[int, str]] = []
 
-    def require_finite(self, what: str, value: float, step: int) -> None:
-        """Raises TrainingError unless the number of a step is finite."""
-        if math.isfinite(value):
+    def bear(self, what: str, value: float, step: int) -> None:
+        """Count a step that is no good, whose update was left out.
+
+        Args:
+            what: its loss or gradient norm; `value`: that, not finite.
+
+        Raises:
+            TrainingError: it is one too many.
+        """
+        progress, bearable = self._progress, self._boosted.run.health.skip_nonfinite
+        progress.nonfinite_steps += 1
+        progress.nonfinite_in_a_row += 1
+        if progress.nonfinite_in_a_row < bearable:
+            so_far = f"{progress.nonfinite_in_a_row} in a row, {progress.nonfinite_steps} in all"
+            told = f"{what} is {value}, the step's update was left out ({so_far}; {bearable} in a row end the run)"
+            self._untold.append((step, told))
             return
         left_out = self._boosted.runs_ahead  # the device did so; the host learns of it when the next step has begun
         when = "that step's update was left out" if left_out else "stopped before the weights were changed"
+        if bearable > 1:
+            when = f"the last of {bearable} in a row that were not finite (--skip_nonfinite), none changed the weights"
         raise TrainingError(f"{what} is {value} at step {step}: {when}; {self._remedy()}")
+
+    def step_was_good(self) -> None:
+        """Loss and gradient norm of a step are finite, and it changed the weights."""
+        self._progress.nonfinite_in_a_row = 0
+
+    def news(self) -> list[tuple[int, str]]:
+        """Of steps that were no good, what nobody was told yet: (step, line)."""
+        news, self._untold = self._untold, []
+        return news
 
     def require_moving(self, step: int) -> None:
         """Raises TrainingError where fp16 has overflowed too often at the smallest loss scale; `step`: the last."""

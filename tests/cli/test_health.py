@@ -1,0 +1,67 @@
+"""What is wrong with a run and does not end it at once is told where its user looks: events, report, last lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llama_dyt.training.trackers.events import read_events
+from llama_dyt.training.trackers.jsonl import read_metrics
+from tests.cli.entries import Command
+
+POISON = """
+import torch.distributed as dist
+from llama_dyt.training.callbacks.callback import CALLBACKS, Callback
+
+
+class Poison(Callback):
+    name, every_rank = "poison", True
+
+    def on_start(self, trainer):
+        self.now = False
+        if dist.get_rank() == 1:
+            embedding = trainer.boosted.module.get_input_embeddings()
+            embedding.register_forward_hook(lambda module, given, made: made * float("nan") if self.now else made)
+
+    def before_step(self, trainer, step):
+        self.now = step in (2, 3)
+
+    def after_step(self, trainer, outcome):
+        self.now = False
+
+
+CALLBACKS.register(Poison)
+"""
+"""A user's callback by which the second rank's part of two batches makes the loss nan."""
+
+
+def events(folder: Path, kind: str) -> list[tuple[int, str]]:
+    return [(event["step"], event["text"]) for event in read_events(folder) if event["kind"] == kind]
+
+
+@pytest.mark.slow
+def test_spoiled_batches_are_passed_over_told_and_counted_also_by_the_run_that_goes_on(corpus, tmp_path):
+    (tmp_path / "poison.py").write_text(POISON)
+    flags = corpus.pretrain_flags(
+        **{"import": "poison", "callback": "poison", "skip_nonfinite": 3, "save_dir": "run", "tensorboard_dir": "none"}
+    )
+    flags = [*flags, "--save_interval", "2", "--max_steps"]
+    first = Command("pretrain", [*flags, "2"], tmp_path, "srun", processes=2).run()
+    assert first.status == 0, first.stderr
+    outcome = Command("pretrain", [*flags, "4", "--load", "auto"], tmp_path, "srun", processes=2).run()
+    assert outcome.status == 0, outcome.stderr
+    left_out = "loss is nan, the step's update was left out"
+    assert f"step 3: {left_out} (2 in a row, 2 in all; 3 in a row end the run)" in outcome.stderr
+    assert "left out    2 updates that were not finite (--skip_nonfinite)" in outcome.stdout
+    run = tmp_path / "run"
+    assert [(step, text.partition(" (")[0]) for step, text in events(run, "skipped")] == [(2, left_out), (3, left_out)]
+    assert "2 in a row, 2 in all" in (run / "report.html").read_text(encoding="utf-8")
+    records = read_metrics(run / "metrics.jsonl")
+    assert [record["loss"] is None for record in records] == [False, True, True, False]
+    assert [record["nonfinite_steps"] for record in records] == [0, 1, 2, 2]
+    assert "NaN" not in (run / "metrics.jsonl").read_text()
+    state = json.loads((run / "step_00000004/trainer_state.json").read_text())
+    assert (state["nonfinite_steps"], state["nonfinite_in_a_row"], state["skipped_steps"]) == (2, 0, 0)
+    assert json.loads((run / "step_00000004/optimizer/optimizer.json").read_text())["steps"] == 2
