@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import llama_dyt.boosters.engine  # noqa: F401
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -75,10 +75,10 @@ class Boosted:
         self.state: TrainingState = self.runtime.state
         self.state.scatter(read)
         self.routing = follow_routing(run, self.module, self._family, self.grid)
-        self._compiled = CompiledLayers(self._own_layers()) if compiles(run, self.device.type) else None
+        self._compiled = CompiledLayers(self.own_layers()) if compiles(run, self.device.type) else None
         self.model.train()
 
-    def _own_layers(self) -> list[nn.Module]:
+    def own_layers(self) -> list[nn.Module]:
         """The decoder layers of this rank; a pipeline leaves something empty of those of other stages."""
         layers = self._family.layers_of(self.module)
         return [layer for layer in layers if any(True for _ in layer.parameters())]
@@ -135,7 +135,7 @@ class Boosted:
             self.routing.begin_step()
         if self._family.auxiliary_losses:
             slices = self.grid.tp_size if self.run.booster.sequence_parallelism == "split_gather" else 1
-            for layer in self._own_layers():
+            for layer in self.own_layers():
                 layer.auxiliary_weight = self.scaler.scale / (num_micro_batches * slices)
 
     def _pipeline_batch(self, step: StepBatch) -> tuple[dict[str, torch.Tensor], Criterion]:
@@ -291,6 +291,14 @@ def summed_over_ranks(values: Iterable[torch.Tensor | float], device: torch.devi
     )
     dist.all_reduce(packed)
     return packed
+
+
+def gathered_from_ranks(values: Sequence[float], device: torch.device) -> list[list[float]]:
+    """The values of every rank, in order; as many on each. One collective, and the host waits for it."""
+    own = torch.tensor(values, dtype=torch.float64, device=device)
+    found = own.new_empty(dist.get_world_size() * len(values))
+    dist.all_gather_into_tensor(found, own)
+    return found.view(-1, len(values)).tolist()
 
 
 def peak_memory_mb() -> float:

@@ -95,7 +95,8 @@ class Trainer:
                     self.callbacks.on_start(self)
                     started = True
                 self.callbacks.before_step(self, self.progress.step + 1)
-                outcome = self.train_step(batch)
+                with self.window.stepping(1):
+                    outcome = self.train_step(batch)
                 self.stop.has_steps = True
                 self.window.tokens += batch.num_tokens
                 self.callbacks.after_step(self, outcome)
@@ -115,7 +116,8 @@ class Trainer:
 
     def settle(self) -> None:
         """Have looked at the last step's outcome: a loss that is not finite ends the run here at the latest."""
-        self._steps.settle()
+        with self.window.stepping():
+            self._steps.settle()
 
     @property
     def stopping(self) -> bool:

@@ -33,6 +33,7 @@ from llama_dyt.training.callbacks.reporting import Reporting
 from llama_dyt.training.callbacks.routing import Routing
 from llama_dyt.training.callbacks.samples import AskedPrompts, Samples
 from llama_dyt.training.callbacks.saturation import Saturation
+from llama_dyt.training.callbacks.slow_ranks import SlowRanks
 from llama_dyt.training.callbacks.status import Status
 from llama_dyt.training.callbacks.tapering import Tapering
 from llama_dyt.training.callbacks.validation import HeldOutBatches, Validation
@@ -263,6 +264,11 @@ class Session:
         goes_on = found or (checkpoint is not None and is_newest_of(checkpoint.path, at(self.run.run.save_dir)))
         return self._resumed.trainer_state.get("tracker_states", {}) if goes_on else {}
 
+    def _beside_others(self, trackers: Trackers) -> list[Callback]:
+        """What compares ranks; one has nobody to compare with, and the benchmark looks at its own steps alone."""
+        compares = dist.get_world_size() > 1 and self.run.kind != "benchmark"
+        return [SlowRanks(self.run, trackers)] if compares and self.run.health.slow_rank_factor is not None else []
+
     def _samples(self, asked: AskedPrompts | None, trackers: Trackers) -> list[Callback]:
         return [Samples(self.run, self.plan, asked, trackers)] if asked is not None else []
 
@@ -315,6 +321,7 @@ class Session:
                 Saturation(run),
                 Routing(run),
                 *([Tapering(run, taper)] if taper is not None else []),
+                *self._beside_others(trackers),
                 *asked_for(run, first=dist.get_rank() == 0),
                 Logging(run, trackers, self.speedometer),
                 *([Validation(run, validation, trackers)] if validation else []),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from llama_dyt.training.trackers.events import read_events
 from llama_dyt.training.trackers.jsonl import read_metrics
-from tests.cli.entries import Command
+from tests.cli.entries import Command, finish
 
 POISON = """
 import torch.distributed as dist
@@ -65,3 +68,28 @@ def test_spoiled_batches_are_passed_over_told_and_counted_also_by_the_run_that_g
     state = json.loads((run / "step_00000004/trainer_state.json").read_text())
     assert (state["nonfinite_steps"], state["nonfinite_in_a_row"], state["skipped_steps"]) == (2, 0, 0)
     assert json.loads((run / "step_00000004/optimizer/optimizer.json").read_text())["steps"] == 2
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_again_and_again_is_named(corpus, tmp_path):
+    """SIGSTOP and SIGCONT in turns, as a machine does that others work on."""
+    (tmp_path / "soon.py").write_text("from llama_dyt.training.health import pace\n\npace.SECONDS = 0.0\n")
+    flags = {"import": "soon", "plugin": "ddp", "max_steps": 100_000, "log_interval": 5, "save_dir": "run"}
+    flags = corpus.pretrain_flags(**flags, tensorboard_dir="none", num_epochs=100_000)
+    processes = Command("pretrain", flags, tmp_path, "srun", processes=2).start()
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not any("rank 1" in text for _, text in events(tmp_path / "run", "slow")):
+        if not (tmp_path / "run/metrics.jsonl").is_file():
+            time.sleep(0.1)
+            continue
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            processes[1].send_signal(number)
+            time.sleep(0.02)
+    processes[0].send_signal(signal.SIGTERM)
+    outcome = finish(processes)
+    assert outcome.status == 75, outcome.stderr
+    step, text = next(told for told in events(tmp_path / "run", "slow") if "rank 1" in told[1])
+    assert text.startswith(f"rank 1 (host {socket.gethostname()}) is slow: a layer ")
+    assert f"step {step}: {text}" in outcome.stderr
+    record = next(one for one in read_metrics(tmp_path / "run/metrics.jsonl") if one["step"] == step)
+    assert record["slowest_rank"] == 1 and record["slowest_rank_factor"] >= 1.5

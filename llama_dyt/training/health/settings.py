@@ -19,3 +19,11 @@ class HealthSettings:
         metavar="N",
         at_least=1,
     )
+    slow_rank_factor: float | None = option(
+        1.5,
+        "Name a rank, in the log and as an event, whose layers take so many times the median of all ranks, or that "
+        "makes steps so many times longer by waiting for its data or by what it does beside steps, in several records "
+        "in a row. None does not look.",
+        entries=TRAINING,
+        above=1,
+    )
