@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from llama_dyt.boosters.engine.scaler import LossScaler
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -101,6 +101,19 @@ class ParameterState:
             master = self.master_of(parameter) if parameter.requires_grad else parameter
             yield name, "param", master.detach()
             yield from moments_of(name, self._optimizer.optim.state.get(master, {}))
+
+    def copies(self) -> Iterator[tuple[Hashable, str, torch.Tensor]]:
+        for name, parameter in self._parameters.items():
+            whose = (f"stage {self._grid.pp_rank}", self._parts[name].whose)
+            yield whose, name, parameter.detach()
+            if not parameter.requires_grad:
+                continue
+            master, group = self.master_of(parameter), self.data_group_of(parameter)
+            whose = whose if group is None else (*whose, f"slice {dist.get_rank(group)}")
+            if master is not parameter:
+                yield whose, f"master of {name}", master.detach()
+            for _, moment, own in moments_of(name, self._optimizer.optim.state.get(master, {})):
+                yield whose, f"{moment} of {name}", own
 
     @torch.no_grad()
     def take_own_parts(self, parts: OwnParts) -> None:

@@ -27,6 +27,7 @@ class TensorParallelPart:
         whole: the shape the parameter has in a checkpoint; of experts that are spread this rank's.
         shape: that of the part. Along the cut the parts together may be longer than the whole: a padded vocabulary.
         dimension: along which it is cut; None if every rank has all of it.
+        whose: the same on all ranks that have the same part.
     """
 
     def __init__(self, parameter: nn.Parameter, whole: torch.Size, grid: Grid) -> None:
@@ -38,6 +39,8 @@ class TensorParallelPart:
         self.dimension = cut_dimension(parameter)
         self._blocks: int = getattr(parameter, BLOCKS, 1)
         self._grid = grid
+        cut = None if self.dimension is None else grid.tp_rank
+        self.whose = (cut, None if self._experts is None else self._experts.rank)
         self._start = 0 if self.dimension is None else self.shape[self.dimension] * grid.tp_rank
 
     def read(self, source: Any, begin: int = 0, end: int | None = None) -> torch.Tensor:

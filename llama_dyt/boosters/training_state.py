@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -41,6 +41,12 @@ class TrainingState(Protocol):
     def own_parts(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """(name, "param" or moment, what of it this rank holds), in any shape, of frozen parameters too. No
         communication, no copies."""
+        ...
+
+    def copies(self) -> Iterator[tuple[Hashable, str, torch.Tensor]]:
+        """(whose, what, this rank's part) of masters, moments and working weights where these are others: ranks that
+        have the same `whose` must hold the same bits of each `what`, which names the parameter. No communication, no
+        copies; between steps."""
         ...
 
     def take_own_parts(self, parts: OwnParts) -> None:

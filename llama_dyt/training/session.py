@@ -28,6 +28,7 @@ from llama_dyt.training.adapters import base_of, contents_of, merge_at_end
 from llama_dyt.training.agreement import facts_of
 from llama_dyt.training.callbacks.callback import Callback, Callbacks, asked_for
 from llama_dyt.training.callbacks.checkpointing import Checkpointing
+from llama_dyt.training.callbacks.checksums import Checksums
 from llama_dyt.training.callbacks.logging import Logging
 from llama_dyt.training.callbacks.reporting import Reporting
 from llama_dyt.training.callbacks.routing import Routing
@@ -267,7 +268,9 @@ class Session:
     def _beside_others(self, trackers: Trackers) -> list[Callback]:
         """What compares ranks; one has nobody to compare with, and the benchmark looks at its own steps alone."""
         compares = dist.get_world_size() > 1 and self.run.kind != "benchmark"
-        return [SlowRanks(self.run, trackers)] if compares and self.run.health.slow_rank_factor is not None else []
+        health = self.run.health
+        slow_ranks = [SlowRanks(self.run, trackers)] if compares and health.slow_rank_factor is not None else []
+        return [*slow_ranks, *([Checksums(self.run)] if compares and health.checksum_interval is not None else [])]
 
     def _samples(self, asked: AskedPrompts | None, trackers: Trackers) -> list[Callback]:
         return [Samples(self.run, self.plan, asked, trackers)] if asked is not None else []

@@ -15,7 +15,7 @@ from llama_dyt.launch import DEFAULT_TIMEOUT_SECONDS
 from llama_dyt.training.callbacks.callback import CALLBACKS
 from llama_dyt.training.distillation.settings import DistillationSettings, distillation_problems
 from llama_dyt.training.generation.settings import SampleSettings, sample_problems
-from llama_dyt.training.health.settings import HealthSettings
+from llama_dyt.training.health.settings import HealthSettings, health_problems
 from llama_dyt.training.measurement.settings import BenchmarkSettings, benchmark_problems
 from llama_dyt.training.schedule import FINETUNE_WARMUP_FRACTION
 from llama_dyt.training.snapshots.settings import (
@@ -234,6 +234,7 @@ def problems(run: RunConfig, world_size: int | None, device: str | None) -> Iter
     if run.run.keep_every is not None and run.run.keep_last is None:
         reason, remedy = "has no effect without --keep_last, all checkpoints are kept", "add that, or leave it out"
         yield Problem("keep_every", run.run.keep_every, reason, remedy, also=("keep_last",), clause=True)
+    yield from health_problems(run, world_size)
     yield from benchmark_problems(run)
     yield from sample_problems(run)
     yield from distillation_problems(run, device)

@@ -93,3 +93,44 @@ def test_a_rank_that_is_stopped_again_and_again_is_named(corpus, tmp_path):
     assert f"step {step}: {text}" in outcome.stderr
     record = next(one for one in read_metrics(tmp_path / "run/metrics.jsonl") if one["step"] == step)
     assert record["slowest_rank"] == 1 and record["slowest_rank_factor"] >= 1.5
+
+
+FLIP = """
+import torch
+import torch.distributed as dist
+from llama_dyt.training.callbacks.callback import CALLBACKS, Callback
+
+
+class Flip(Callback):
+    name, every_rank = "flip", True
+
+    def due(self, step):
+        return step == 3
+
+    def after_step(self, trainer, outcome):
+        if dist.get_rank() == 1:
+            weight = trainer.boosted.module.get_input_embeddings().weight
+            weight.data.view(-1).view(torch.int32)[5] ^= 1 << 20
+
+
+CALLBACKS.register(Flip)
+"""
+"""A user's callback that does to one weight of the second rank what a memory may."""
+
+
+@pytest.mark.slow
+def test_a_rank_whose_weights_are_not_the_others_ends_the_run_before_a_save(corpus, tmp_path):
+    (tmp_path / "flip.py").write_text(FLIP)
+    flags = {"import": "flip", "callback": "flip", "plugin": "ddp", "checksum_interval": 100, "save_dir": "run"}
+    flags = corpus.pretrain_flags(**flags, tensorboard_dir="none", save_interval=2, max_steps=8)
+    outcome = Command("pretrain", flags, tmp_path, "srun", processes=2).run()
+    assert outcome.status == 2
+    (message,) = [line for line in outcome.stderr.splitlines() if "error: " in line]
+    host = socket.gethostname()
+    assert f"error: after step 4 rank 1 (host {host}) holds another model.embed_tokens.weight" in message
+    assert "than rank 0; which of them is right cannot be told: a machine computes or remembers wrong" in message
+    assert message.endswith("leave that machine out, and resume from run/step_00000002")
+    assert [path.name for path in (tmp_path / "run").glob("step_*")] == ["step_00000002"]
+    ((step, text),) = events(tmp_path / "run", "failed")
+    assert step == 4 and "holds another model.embed_tokens.weight" in text
+    assert "Traceback" not in outcome.stderr

@@ -1,6 +1,7 @@
 """A rank that is not as the others is found and named, under any booster."""
 
 import re
+import socket
 
 import pytest
 
@@ -27,3 +28,45 @@ def test_a_rank_that_waits_for_its_data_is_named(pool, layout: Layout):
         )
         assert figures["slowest_rank"] == 1 and figures["slowest_rank_factor"] > 1.5
         assert figures["data_wait_most"] >= 0.4
+
+
+FLIPS = [
+    # what is flipped, the ranks that hold another one, the ranks that they are compared with
+    (Layout("zero2", 2), "bf16", "model.layers.1.mlp.up_proj.weight", "rank 1", "rank 0"),
+    (Layout("ddp", 2), "bf16", "exp_avg_sq of model.layers.0", "rank 1", "rank 0"),
+    (hybrid(2, tp=2), "bf16", "model.layers.1.input_layernorm", "rank 1", "rank 0"),
+    *(
+        pytest.param(*one, marks=pytest.mark.matrix)
+        for one in (
+            (Layout("zero1", 2), "bf16", "model.norm.alpha", "rank 1", "rank 0"),
+            (Layout("ddp", 2), "fp32", "model.embed_tokens.weight", "rank 1", "rank 0"),
+            (Layout("zero2_cpu", 2), "fp16", "model.embed_tokens.weight", "rank 1", "rank 0"),
+            (Layout("hsdp", 4, flags=(("shard_size", 2),)), "bf16", "exp_avg of model.layers.1", "rank 3", "rank 1"),
+            (Layout("gemini", 4, flags=(("extra_dp", 2),)), "bf16", "model.layers.1", "rank 3", "rank 2"),
+            (hybrid(4, tp=2, zero=1), "bf16", "master of model.norm", "rank 3", "rank 2"),
+            (hybrid(4, tp=2, pp=2), "bf16", "model.norm.weight", "rank 3", "rank 2"),
+            (hybrid(4, pp=2, zero=1), "bf16", "model.layers.1", "rank 3", "rank 1"),
+            (hybrid(2, sp=2), "fp32", "model.norm", "rank 1", "rank 0"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("layout", "precision", "what", "odd", "even"), FLIPS, ids=str)
+def test_a_flipped_bit_is_found_named_and_never_saved(pool, tmp_path, layout, precision, what, odd, even):
+    results = pool(layout.world_size).run(
+        health_cases.flipped_bit, layout=layout, precision=precision, folder=str(tmp_path), what=what
+    )
+    for compared, before, told, saved in results:
+        assert compared > 5
+        assert before == ""
+        place = re.escape(f"{odd} (host {socket.gethostname()})")
+        assert re.search(rf"after step 3 {place} holds another {re.escape(what)}\S* than {even}", told), told
+        assert "begin again (no checkpoint was written)" in told
+        assert saved == []
+
+
+@pytest.mark.parametrize("layout", [Layout("fsdp", 2), Layout("gemini", 2)], ids=str)
+def test_where_every_weight_is_on_one_rank_alone_there_is_nothing_to_compare(pool, layout):
+    for shared, tensors in pool(2).run(health_cases.nothing_to_compare, layout=layout):
+        assert not shared and tensors > 5

@@ -6,6 +6,7 @@ clipping, its checkpoints.
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from llama_dyt.config.run import RunConfig
 from llama_dyt.core import ranks
 from llama_dyt.core.errors import TrainingError
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
+from llama_dyt.training.health.copies import Copies
 from llama_dyt.training.progress import Progress
 
 SKIPS_AT_THE_SMALLEST_SCALE = 20
@@ -29,6 +31,9 @@ class Health:
         progress: of the run; the steps that are no good are counted there.
         writer: of the run's checkpoints, whose `last_path` is now the one that the run was resumed from; None: it
             writes none.
+
+    Attributes:
+        copies: what several ranks hold of the state.
     """
 
     def __init__(self, boosted: Boosted, progress: Progress, writer: CheckpointWriter | None) -> None:
@@ -37,6 +42,8 @@ class Health:
         self._writer = writer
         self._begun_from = writer.last_path if writer else None
         self._untold: list[tuple[int, str]] = []
+        self.copies = Copies(boosted.state)
+        self._compared = 0
 
     def bear(self, what: str, value: float, step: int) -> None:
         """Count a step that is no good, whose update was left out.
@@ -79,8 +86,26 @@ class Health:
                 f"({scaler.last_scale:g}), up to step {step}: no weight moves any more; {self._remedy()}"
             )
 
+    def require_equal_copies(self, step: int) -> None:
+        """Raises TrainingError where ranks that must hold the same weights do not, after this step. Collective."""
+        if self._compared == step:
+            return
+        found = self.copies.difference()
+        if found is not None:
+            hosts = ranks.gather(socket.gethostname(), "telling which rank is where")
+            last = self._writer.last_path if self._writer else None
+            back = f"resume from {last}" if last is not None else "begin again (no checkpoint was written)"
+            raise TrainingError(
+                f"after step {step} {found.in_words(hosts)}: a machine computes or remembers wrong, or ranks do not "
+                f"compute alike; look at its memory and its GPU, or leave that machine out, and {back}"
+            )
+        self._compared = step
+
     def require_finite_state(self, step: int) -> None:
-        """Raises TrainingError where a weight or moment is not finite. Collective."""
+        """Raises TrainingError where a weight or moment is not finite, or where ranks do not hold the same and
+        --checksum_interval is given. Collective."""
+        if self._boosted.run.health.checksum_interval:
+            self.require_equal_copies(step)
         spoiled = first_not_finite(self._boosted.state)
         if spoiled is not None:
             raise TrainingError(f"{spoiled} is not finite after step {step}: not saved; {self._remedy()}")

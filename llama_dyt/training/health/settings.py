@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llama_dyt.config.options import TRAINING, option
+from llama_dyt.config.run import RunConfig
+from llama_dyt.core.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,18 @@ class HealthSettings:
         entries=TRAINING,
         above=1,
     )
+    checksum_interval: int | None = option(
+        None,
+        "Every so many steps, and before each save and snapshot, compare checksums of the weights, masters and moments "
+        "that several ranks must hold alike, and end the run, naming the ranks, where they differ. None does not.",
+        entries=TRAINING,
+        metavar="STEPS",
+        at_least=1,
+    )
+
+
+def health_problems(run: RunConfig, world_size: int | None) -> Iterator[Problem]:
+    """What of it has no effect."""
+    if run.health.checksum_interval is not None and world_size == 1:
+        reason, remedy = "compares what several ranks hold, and this run has one", "leave it out"
+        yield Problem("checksum_interval", run.health.checksum_interval, reason, remedy, clause=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from llama_dyt.boosters.engine.scaler import LossScaler
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -106,6 +106,15 @@ class FsdpState:
         for name, parameter in self._parameters.items():
             yield name, "param", parameter.to_local().detach()
             yield from moments_of(name, self._optimizer.optim.state.get(parameter, {}))
+
+    def copies(self) -> Iterator[tuple[Hashable, str, torch.Tensor]]:
+        for name, parameter in self._parameters.items():
+            experts = self._experts.get(id(parameter))
+            shard = dist.get_rank(self._group_of(parameter))
+            whose = (f"shard {shard}", None if experts is None else experts.rank)
+            yield whose, name, parameter.to_local().detach()
+            for _, moment, own in moments_of(name, self._optimizer.optim.state.get(parameter, {})):
+                yield whose, f"{moment} of {name}", own
 
     @torch.no_grad()
     def take_own_parts(self, parts: OwnParts) -> None:

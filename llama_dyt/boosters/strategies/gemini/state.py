@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llama_dyt.boosters.engine.scaler import LossScaler
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -178,6 +178,13 @@ class GeminiState:
         for name, master in self._masters.items():
             yield name, "param", part_of_payload(self._manager.get_chunk(master), master)
             yield from moments_of(name, self._optimizer.optim.state.get(self._stand_in(name), {}))
+
+    def copies(self) -> Iterator[tuple[Hashable, str, torch.Tensor]]:
+        # Working weights are left out: of a chunk that is not on the device they are made anew as it is brought there.
+        for name, key, own in self.own_parts():
+            chunk = self._manager.get_chunk(self._masters[name])
+            whose = (self._parts[name].whose, None if chunk.keep_gathered else f"shard {chunk.pg_rank}")
+            yield whose, name if key == "param" else f"{key} of {name}", own
 
     @torch.no_grad()
     def take_own_parts(self, parts: OwnParts) -> None:
