@@ -13,6 +13,7 @@ from llama_dyt.data.loaders.step import Step
 from llama_dyt.training.callbacks.callback import Callbacks
 from llama_dyt.training.callbacks.checkpointing import Checkpointing
 from llama_dyt.training.health.finite import Health
+from llama_dyt.training.health.rollback import Rollback
 from llama_dyt.training.measurement.window import Window
 from llama_dyt.training.progress import Ending, Progress
 from llama_dyt.training.schedule import LearningRateSchedule
@@ -30,6 +31,7 @@ class Trainer:
         stop: whether this process was asked to end.
         health: what ends a run that no longer learns.
         window: the stretch that the next record is of.
+        rollback: what goes back to a checkpoint where the loss has a spike; None: nothing does.
         batch: this rank's part of what the present step learns from, after a step that of the last one; None before the
             first.
         last_step: the step that the run ends with, if the data lasts.
@@ -59,6 +61,7 @@ class Trainer:
         self.batch: Step | None = None
         self.last_step = 0
         self.save_seconds = 0.0
+        self.rollback: Rollback | None = None
         self._steps = StepRunner(boosted, schedule, progress, self.health, self.stop)
 
     def fit(
@@ -100,6 +103,9 @@ class Trainer:
                 self.stop.has_steps = True
                 self.window.tokens += batch.num_tokens
                 self.callbacks.after_step(self, outcome)
+                if self.going_back:
+                    self.health.spiked = False
+                    self.rollback.go_back(self)
                 if self.stopping and self.progress.step < max_steps:
                     ending = Ending.INTERRUPTED
                     break
@@ -118,6 +124,11 @@ class Trainer:
         """Have looked at the last step's outcome: a loss that is not finite ends the run here at the latest."""
         with self.window.stepping():
             self._steps.settle()
+
+    @property
+    def going_back(self) -> bool:
+        """Whether the loss has a spike that the run is to go back from, as all ranks know."""
+        return self.rollback is not None and self.health.spiked
 
     @property
     def stopping(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -19,6 +19,10 @@ class Progress:
         position: where the data goes on (see `data.loaders`); None at the start.
         nonfinite_steps: those whose loss or gradient norm was not finite; they do advance the schedule.
         nonfinite_in_a_row: of these, the last ones without one that was good in between.
+        recent_losses: finite ones of the last steps, oldest first, that the next is compared with.
+        spike: of a loss spike that is not over, the step it began with and the highest loss.
+        rollbacks: how often the run went back from one to a checkpoint.
+        skipped_batches, skipped_tokens: that were trained on and do not count, since it went back.
     """
 
     step: int = 0
@@ -27,6 +31,11 @@ class Progress:
     position: dict[str, Any] | None = None
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    spike: dict[str, Any] | None = None
+    rollbacks: int = 0
+    skipped_batches: int = 0
+    skipped_tokens: int = 0
 
     @classmethod
     def of_json(cls, saved: Mapping[str, Any]) -> Progress:

@@ -49,6 +49,7 @@ from llama_dyt.training.checkpoint.verification import checkpoint_around, verify
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
 from llama_dyt.training.distillation.teacher import teacher_of
 from llama_dyt.training.health.finite import first_not_finite
+from llama_dyt.training.health.rollback import Rollback
 from llama_dyt.training.loop import Trainer
 from llama_dyt.training.measurement.performance import Speedometer
 from llama_dyt.training.optimizer import parameter_groups
@@ -147,6 +148,7 @@ class Session:
         if adapter is not None:
             attach(model, adapter)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._trained = trained
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         recompute_activations(model, run.model.recomputed_share)
         if run.precision.fp8 is not None:
@@ -336,7 +338,10 @@ class Session:
         if self._resumed is not None:
             callbacks.load_state(self._resumed.trainer_state.get("callbacks", {}))
         schedule = LearningRateSchedule.of(run, total_steps)
-        return Trainer(self.boosted, schedule, self.progress, callbacks, checkpointing, stop, trackers.say)
+        trainer = Trainer(self.boosted, schedule, self.progress, callbacks, checkpointing, stop, trackers.say)
+        if checkpointing is not None and run.health.rollback_on_spike:
+            trainer.rollback = Rollback(run, self._trained, checkpointing, trackers)
+        return trainer
 
     def largest_peak_memory_mb(self) -> float:
         """The peak memory of the rank that needed most, in MB; collective."""

@@ -120,6 +120,7 @@ class StepRunner:
             return
         result = outcome.result
         if outcome.is_finite:
+            self._health.look_at(outcome.loss, outcome.step)
             if not result.skipped:
                 self._health.step_was_good()
         else:

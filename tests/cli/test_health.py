@@ -134,3 +134,66 @@ def test_a_rank_whose_weights_are_not_the_others_ends_the_run_before_a_save(corp
     ((step, text),) = events(tmp_path / "run", "failed")
     assert step == 4 and "holds another model.embed_tokens.weight" in text
     assert "Traceback" not in outcome.stderr
+
+
+JUMP = """
+from llama_dyt.training.callbacks.callback import CALLBACKS, Callback
+from llama_dyt.training.health import spikes
+
+spikes.FEWEST = 4
+
+
+class Jump(Callback):
+    name = "jump"
+
+    def __init__(self, run):
+        super().__init__(run)
+        self.steps = 0  # begun, those that are done again too
+        self.now = False
+
+    def on_start(self, trainer):
+        norm = trainer.boosted.module.model.norm
+        norm.register_forward_hook(lambda module, given, made: made * 1000.0 if self.now else made)
+
+    def before_step(self, trainer, step):
+        self.steps += 1
+        self.now = self.steps == 8
+
+    def after_step(self, trainer, outcome):
+        self.now = False
+
+
+CALLBACKS.register(Jump)
+"""
+"""A user's callback by which the eighth batch makes the loss jump."""
+
+
+@pytest.mark.slow
+def test_a_run_that_went_back_from_a_spike_has_one_story_in_its_files(corpus, tmp_path):
+    (tmp_path / "jump.py").write_text(JUMP)
+    flags = {"import": "jump", "callback": "jump", "rollback_on_spike": 2, "spike_factor": 3, "save_interval": 3}
+    flags = corpus.pretrain_flags(**flags, save_dir="run", tensorboard_dir="run/tb", max_steps=10, lr="1e-4")
+    outcome = Command("pretrain", flags, tmp_path).run()
+    assert outcome.status == 0, outcome.stderr
+    run = tmp_path / "run"
+    records = read_metrics(run / "metrics.jsonl")
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, 11))
+    assert max(record["loss"] for record in records) < 1.2 * records[0]["loss"], "the spike is still there"
+    ((step, text),) = events(run, "rollback")
+    left_out = f"the 2 batches of steps 7 to 8 ({2 * 64:,} tokens) are left out"
+    assert (step, text) == (8, f"back to run/step_00000006: {left_out} (time 1 of at most 2)")
+    assert events(run, "spike")[0][0] == 8
+    assert f"step 8: {text}" in outcome.stderr
+    state = json.loads((run / "step_00000010/trainer_state.json").read_text())
+    assert (state["rollbacks"], state["skipped_batches"], state["skipped_tokens"]) == (1, 2, 128)
+    assert state["tokens_seen"] == 10 * 64
+    assert [step for name, step in _scalars(run / "tb") if name == "train/loss"] == list(range(1, 11))
+
+
+def _scalars(folder: Path) -> list[tuple[str, int]]:
+    """(name, step) of all that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    shown.Reload()
+    return [(name, point.step) for name in shown.Tags()["scalars"] for point in shown.Scalars(name)]

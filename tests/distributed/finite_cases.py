@@ -279,7 +279,7 @@ def too_many_spoiled(layouts: list[Layout]) -> list[tuple[str, int, int, list[st
                 for number, step in enumerate(islice(batches, 10), start=1):
                     poison.now = number not in (1, 3)
                     trainer.train_step(step)
-                    told += [line for _, line in trainer.health.news()]
+                    told += [line for _, _, line in trainer.health.news()]
             except TrainingError as error:
                 message = str(error)
         found.append((message, trainer.progress.step, trainer.progress.nonfinite_steps, told))

@@ -70,3 +70,41 @@ def test_a_flipped_bit_is_found_named_and_never_saved(pool, tmp_path, layout, pr
 def test_where_every_weight_is_on_one_rank_alone_there_is_nothing_to_compare(pool, layout):
     for shared, tensors in pool(2).run(health_cases.nothing_to_compare, layout=layout):
         assert not shared and tensors > 5
+
+
+ROLLBACKS = [
+    (Layout("zero2", 2), "bf16", True),
+    (Layout("fsdp", 2), "bf16", False),
+    *(
+        pytest.param(layout, precision, False, marks=pytest.mark.matrix)
+        for layout in (
+            Layout("ddp", 2),
+            Layout("zero1", 2),
+            Layout("zero2_cpu", 2),
+            Layout("gemini", 2),
+            Layout("gemini_auto", 2),
+            Layout("fsdp_cpu", 2),
+            hybrid(2, tp=2),
+            hybrid(2, pp=2),
+            hybrid(2, zero=1),
+        )
+        for precision in ("bf16", "fp16")
+    ),
+]
+
+
+@pytest.mark.parametrize(("layout", "precision", "late"), ROLLBACKS, ids=str)
+def test_a_run_goes_back_from_a_spike_and_on_with_the_data_after_it(pool, tmp_path, layout, precision, late):
+    """To the last bit as one that was resumed from the same checkpoint with these data; and only as often as asked."""
+    results = pool(layout.world_size).run(
+        health_cases.rolled_back, layout=layout, precision=precision, folder=str(tmp_path), late=late
+    )
+    for told, counts, different in results:
+        assert different == []
+        left_out = 4 if late else 3  # a spike is known a step later
+        assert counts == {"rollbacks": 1, "skipped_batches": left_out, "skipped_tokens": left_out * 8 * 24}
+        about = [line for line in told if "spike" in line or "batches" in line]
+        assert re.search(r"step 7: loss .* is a spike: the median of 6 steps before is", about[0])
+        data = f"the {left_out} batches of steps 5 to {4 + left_out} ({left_out * 192:,} tokens) are left out"
+        assert f"back to {tmp_path}/step_00000004: {data} (time 1 of at most 1)" in about[1]
+        assert any("went back 1 times already (--rollback_on_spike 1), the run goes on" in line for line in told)

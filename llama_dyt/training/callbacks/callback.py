@@ -6,8 +6,8 @@ each process it works in.
 
 The order of a step, with the `order` of who does it:
 
-    before_step     20 looks begin (`Saturation`)   50 users'
-    after_step      10 told (`Reporting`)   50 users'   60 record   70 validation   80 checkpoint
+    before_step     20 looks begin (`Saturation`, `SlowRanks`)   50 users'
+    after_step      10 told (`Reporting`)   50 users'   60 record   70 validation   78 checksums   80 checkpoint
 
 and of the end: `before_end` has the last validation and the last save, `on_end` what follows them.
 """
@@ -44,6 +44,7 @@ class Training(Protocol):
         batch: this rank's part of what the present step learns from.
         last_step: the step that the run ends with, if the data lasts.
         stopping: some rank was asked to end, and all know: the run saves and ends after this step.
+        going_back: the loss has a spike that the run goes back from after this step (--rollback_on_spike).
         window: time and tokens since the last record; `window.restart()` after what is no training time.
         save_seconds: how long the last save took.
         schedule, health, stop, callbacks: as of the Trainer; for ours.
@@ -54,6 +55,7 @@ class Training(Protocol):
     batch: Step | None
     last_step: int
     stopping: bool
+    going_back: bool
     window: Window
     save_seconds: float
     schedule: LearningRateSchedule

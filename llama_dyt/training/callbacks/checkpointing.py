@@ -60,7 +60,7 @@ class Checkpointing(Callback):
         if not self._is_time(step):
             return
         trainer.settle()
-        if trainer.stopping:
+        if trainer.stopping or trainer.going_back:
             return
         if self._writing_step is not None and self.run.run.async_save_busy == "skip":
             what = f"not saved: the checkpoint of step {self._writing_step} is still being written"
@@ -79,6 +79,14 @@ class Checkpointing(Callback):
         if self._saved_step != trainer.progress.step:
             self.save(trainer)
         self._conclude(trainer, wait=True)
+
+    def conclude(self, trainer: Training) -> None:
+        """Wait for a checkpoint that is still being written. Collective."""
+        self._conclude(trainer, wait=True)
+
+    def went_back(self, step: int) -> None:
+        """The run is as this step's checkpoint again."""
+        self._saved_step = step
 
     def save(self, trainer: Training) -> Location:
         """Write a checkpoint of the present step, or begin to where that is asynchronous; all ranks call it.

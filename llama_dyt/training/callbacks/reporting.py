@@ -46,6 +46,6 @@ class Reporting(Callback):
 
     def _tell_of_steps(self, trainer: Training) -> None:
         """Of those that were no good, which may be known a step late."""
-        for step, what in trainer.health.news():
+        for step, kind, what in trainer.health.news():
             trainer.say(f"step {step}: {what}")
-            self._trackers.log_event(step, "skipped", what)
+            self._trackers.log_event(step, kind, what)

@@ -34,7 +34,7 @@ class Snapshotting(Callback):
         if outcome.step % self.run.snapshots.snapshot_interval:
             return
         trainer.settle()
-        if trainer.stopping:  # a checkpoint follows
+        if trainer.stopping or trainer.going_back:  # a checkpoint follows, or the step is not kept
             return
         began = time.perf_counter()
         self._taker.take(trainer.boosted, outcome.step, self._counters.of(trainer), rng_state())

@@ -17,6 +17,7 @@ from llama_dyt.config.run import RunConfig
 from llama_dyt.core import ranks
 from llama_dyt.core.errors import TrainingError
 from llama_dyt.training.checkpoint.writer import CheckpointWriter
+from llama_dyt.training.health import spikes
 from llama_dyt.training.health.copies import Copies
 from llama_dyt.training.progress import Progress
 
@@ -34,6 +35,7 @@ class Health:
 
     Attributes:
         copies: what several ranks hold of the state.
+        spiked: a loss spike has begun since this was last set to False.
     """
 
     def __init__(self, boosted: Boosted, progress: Progress, writer: CheckpointWriter | None) -> None:
@@ -41,7 +43,8 @@ class Health:
         self._progress = progress
         self._writer = writer
         self._begun_from = writer.last_path if writer else None
-        self._untold: list[tuple[int, str]] = []
+        self._untold: list[tuple[int, str, str]] = []
+        self.spiked = False
         self.copies = Copies(boosted.state)
         self._compared = 0
 
@@ -60,7 +63,7 @@ class Health:
         if progress.nonfinite_in_a_row < bearable:
             so_far = f"{progress.nonfinite_in_a_row} in a row, {progress.nonfinite_steps} in all"
             told = f"{what} is {value}, the step's update was left out ({so_far}; {bearable} in a row end the run)"
-            self._untold.append((step, told))
+            self._untold.append((step, "skipped", told))
             return
         left_out = self._boosted.runs_ahead  # the device did so; the host learns of it when the next step has begun
         when = "that step's update was left out" if left_out else "stopped before the weights were changed"
@@ -72,8 +75,31 @@ class Health:
         """Loss and gradient norm of a step are finite, and it changed the weights."""
         self._progress.nonfinite_in_a_row = 0
 
-    def news(self) -> list[tuple[int, str]]:
-        """Of steps that were no good, what nobody was told yet: (step, line)."""
+    def look_at(self, loss: float, step: int) -> None:
+        """See whether a loss, finite, is a spike, or the end of one."""
+        progress, factor = self._progress, self._boosted.run.health.spike_factor
+        if factor is None:
+            return
+        found = spikes.look(progress.recent_losses, loss, factor)
+        spikes.remember(progress.recent_losses, loss)
+        if found is not None and progress.spike is None:
+            progress.spike = {"since": step, "highest": loss}
+            self.spiked = True
+            self._untold.append((step, "spike", found.in_words()))
+        elif found is not None:
+            progress.spike["highest"] = max(loss, progress.spike["highest"])
+        elif progress.spike is not None:
+            since, highest = progress.spike["since"], progress.spike["highest"]
+            progress.spike = None
+            told = f"the loss spike of step {since} is over, the highest loss was {highest:.4f}"
+            self._untold.append((step, "spike", told))
+
+    def went_back(self) -> None:
+        """The run is at an earlier step again."""
+        self.spiked, self._compared = False, 0
+
+    def news(self) -> list[tuple[int, str, str]]:
+        """Of steps that were no good, what nobody was told yet: (step, kind of event, line)."""
         news, self._untold = self._untold, []
         return news
 

@@ -52,12 +52,17 @@ class JsonLines(Tracker):
         with self._writing():
             self._spool = store_of(folder).spool(folder, METRICS_FILE)
             files.write_text(self._spool.folder / CONFIG_FILE, redact(self.tracked.run.to_yaml()))
-            self._file = self._open_metrics(self._spool.folder / METRICS_FILE)
+            self._file = self._open_metrics(self._spool.folder / METRICS_FILE, self.tracked.start_step)
             self._spool.sync()
 
-    def _open_metrics(self, path: Path) -> TextIO:
+    def went_back(self, step: int) -> None:
+        with self._writing():
+            self._file.close()
+            self._file = self._open_metrics(self._spool.folder / METRICS_FILE, step)
+
+    def _open_metrics(self, path: Path, done: int) -> TextIO:
         found = read_metrics(path)
-        kept = [record for record in found if record["step"] <= self.tracked.start_step]
+        kept = [record for record in found if record["step"] <= done]
         if found and not kept:
             # A new run where there are records, and no checkpoint: it may be all that is left of a long one.
             folder, numbers = self.tracked.save_dir, itertools.count(1)

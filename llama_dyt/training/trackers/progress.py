@@ -29,6 +29,10 @@ class ProgressBar(Tracker):
     def advance(self) -> None:
         self._bar.update()
 
+    def went_back(self, step: int) -> None:
+        self._bar.n = step
+        self._bar.refresh()
+
     def log(self, record: Record) -> None:
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
         self._show(loss=f"loss {loss}", speed=f"{record['tokens_per_second']:,.0f} tokens/s")

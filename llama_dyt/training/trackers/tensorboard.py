@@ -23,11 +23,19 @@ class TensorBoard(Tracker):
     def open(self) -> None:
         if self._folder is None:
             return
+        folder = at(self._folder)
+        self._spool = store_of(folder).spool(folder)
+        self._begin(self.tracked.start_step)
+
+    def _begin(self, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder, done = at(self._folder), self.tracked.start_step
-        self._spool = store_of(folder).spool(folder)
         self._writer = SummaryWriter(str(self._spool.folder), purge_step=done + 1 if done else None)
+
+    def went_back(self, step: int) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._begin(step)
 
     def log(self, record: Record) -> None:
         if self._writer is None:

@@ -130,6 +130,9 @@ class Tracker:
     def log_picture(self, name: str, path: Path) -> None:
         """A picture of the run (PNG) is there, of this name ("loss")."""
 
+    def went_back(self, step: int) -> None:
+        """The run is as it was after this step, and does the later ones anew: what was told of them does not count."""
+
     def saved(self, step: int) -> None:
         """A checkpoint of this step is complete."""
 

@@ -80,6 +80,11 @@ class Trackers:
         for tracker in self._trackers:
             self._attempt(tracker, "log_event", partial(tracker.log_event, step, kind, text))
 
+    def went_back(self, step: int) -> None:
+        """The run is as it was after this step, by a checkpoint."""
+        for tracker in self._trackers:
+            self._attempt(tracker, "went_back", partial(tracker.went_back, step))
+
     def saved(self, step: int) -> None:
         """A checkpoint of this step is complete."""
         for tracker in self._trackers:
