@@ -34,7 +34,7 @@ class Logging(Callback):
         trainer.settle()
         record = self._record(trainer, outcome)
         trainer.callbacks.record(trainer, outcome, record)
-        self._trackers.log(record)
+        self._trackers.log(_finite(record))
         trainer.window.restart()
 
     def _record(self, trainer: Training, outcome: StepOutcome) -> dict[str, Any]:
@@ -44,9 +44,9 @@ class Logging(Callback):
         speed = self._speedometer.speed(window.tokens, seconds)
         record: dict[str, Any] = {
             "step": progress.step,
-            "loss": _finite(outcome.loss),
+            "loss": outcome.loss,
             "lr": outcome.lr,
-            "grad_norm": _finite(outcome.result.grad_norm),
+            "grad_norm": outcome.result.grad_norm,
             "tokens_seen": progress.tokens_seen,
             "tokens_per_second": speed.tokens_per_second,
             "tflops_per_device": speed.tflops_per_device,
@@ -64,6 +64,9 @@ class Logging(Callback):
         return record
 
 
-def _finite(number: float | None) -> float | None:
-    """What is not finite is nothing: JSON has no word for it, and other programs stumble over Python's."""
-    return number if number is not None and math.isfinite(number) else None
+def _finite(value: Any) -> Any:
+    """A record whose numbers that are not finite are None: JSON has no word for them, and other programs stumble over
+    Python's."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

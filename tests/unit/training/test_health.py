@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from llama_dyt.config.run import RunConfig
+from llama_dyt.training.callbacks.logging import _finite
 from llama_dyt.training.health.finite import remedy
 
 LAST = Path("runs/a/step_00000010")
@@ -29,3 +30,8 @@ def test_the_checkpoint_that_a_run_began_from_is_not_what_it_is_sent_back_to():
     run = RunConfig.build("pretrain", plugin="ddp")
     assert f"resume from {LAST}, whose weights are finite" in remedy(run, LAST, begun_from_it=False)
     assert f"resume from an earlier checkpoint than {LAST}" in remedy(run, LAST, begun_from_it=True)
+
+
+def test_a_record_has_no_number_that_json_has_no_word_for():
+    record = {"step": 1, "loss": float("nan"), "alpha": {"norm": float("-inf"), "other": 0.5}, "skipped_steps": 0}
+    assert _finite(record) == {"step": 1, "loss": None, "alpha": {"norm": None, "other": 0.5}, "skipped_steps": 0}
