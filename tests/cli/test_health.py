@@ -70,7 +70,7 @@ def test_spoiled_batches_are_passed_over_told_and_counted_also_by_the_run_that_g
     assert json.loads((run / "step_00000004/optimizer/optimizer.json").read_text())["steps"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.matrix  # it works all the while
 def test_a_rank_that_is_stopped_again_and_again_is_named(corpus, tmp_path):
     """SIGSTOP and SIGCONT in turns, as a machine does that others work on."""
     (tmp_path / "soon.py").write_text("from llama_dyt.training.health import pace\n\npace.SECONDS = 0.0\n")
