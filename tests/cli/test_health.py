@@ -123,7 +123,7 @@ def test_a_rank_whose_weights_are_not_the_others_ends_the_run_before_a_save(corp
     (tmp_path / "flip.py").write_text(FLIP)
     flags = {"import": "flip", "callback": "flip", "plugin": "ddp", "checksum_interval": 100, "save_dir": "run"}
     flags = corpus.pretrain_flags(**flags, tensorboard_dir="none", save_interval=2, max_steps=8)
-    outcome = Command("pretrain", flags, tmp_path, "srun", processes=2).run()
+    outcome = Command("pretrain", [*flags, "--async_save"], tmp_path, "srun", processes=2).run()
     assert outcome.status == 2
     (message,) = [line for line in outcome.stderr.splitlines() if "error: " in line]
     host = socket.gethostname()

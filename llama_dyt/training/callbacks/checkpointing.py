@@ -94,11 +94,14 @@ class Checkpointing(Callback):
         One that is still being written is waited for.
 
         Raises:
-            TrainingError: the step was no good, or a weight or moment is not finite; nothing is written then.
+            TrainingError: the step was no good, a weight or moment is not finite, or ranks do not hold the same
+                (--checksum_interval); nothing is written then.
         """
         start = time.perf_counter()
         self._conclude(trainer, wait=True)
         trainer.settle()
+        if self.run.health.checksum_interval is not None:
+            trainer.health.require_equal_copies(trainer.progress.step)
         if not self.writer.looks_for_finite:
             trainer.health.require_finite_state(trainer.progress.step)
         step = trainer.progress.step

@@ -128,10 +128,7 @@ class Health:
         self._compared = step
 
     def require_finite_state(self, step: int) -> None:
-        """Raises TrainingError where a weight or moment is not finite, or where ranks do not hold the same and
-        --checksum_interval is given. Collective."""
-        if self._boosted.run.health.checksum_interval:
-            self.require_equal_copies(step)
+        """Raises TrainingError where a weight or moment is not finite. Collective."""
         spoiled = first_not_finite(self._boosted.state)
         if spoiled is not None:
             raise TrainingError(f"{spoiled} is not finite after step {step}: not saved; {self._remedy()}")
