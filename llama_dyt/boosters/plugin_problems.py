@@ -9,6 +9,9 @@ from llama_dyt.boosters.strategy import STRATEGIES, able
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core.problem import Problem
 
+_WITHOUT = {"ep": ", with which each rank computes its tokens by all experts, gathered where they are sharded"}
+"""What becomes of a run without a flag that its plugin has not, where that is not plain."""
+
 
 def plugin_problems(run: RunConfig, device: str) -> Iterator[Problem]:
     """What the run's plugin cannot do, and what its strategy finds besides.
@@ -38,7 +41,8 @@ def plugin_problems(run: RunConfig, device: str) -> Iterator[Problem]:
         if given > 1 and not getattr(can, ability):
             what = ability.replace("_", " ").replace("parallel", "parallelism")
             others = " or ".join(able(ability))
-            remedy = f"take --plugin {others}, or --{flag} 1"
+            instead = _WITHOUT.get(flag, "")
+            remedy = f"take --plugin {others}, or --{flag} 1{instead}"
             yield Problem(flag, given, f"{plugin} has no {what}", remedy, also=("plugin",))
     yield from _zero_problems(run, can, strategy.zero_stage(booster.zero), plugin)
     if run.optimizer.gradient_accumulation_steps > 1 and not can.accumulation:

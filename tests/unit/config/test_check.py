@@ -108,6 +108,10 @@ def test_layers_need_not_divide_over_stages_and_accumulation_feeds_the_pipeline(
             {"plugin": "gemini", "config": "8x7b", "ep": 2, "world_size": 2},
             "no expert parallelism; take --plugin zero1 or",
         ),
+        (
+            {"plugin": "gemini_auto", "config": "8x7b", "ep": 2, "world_size": 2},
+            "or --ep 1, with which each rank computes its tokens by all experts, gathered where they are sharded",
+        ),
         ({"plugin": "zero2", "config": "mixtral_8x2m", "compile": True, "world_size": 1}, "which cannot be traced"),
         ({"plugin": "gemini", "pp": 2, "world_size": 2}, "no pipeline parallelism"),
         ({"plugin": "gemini", "zero": 2}, "shards in its own way"),
