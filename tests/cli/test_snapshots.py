@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llama_dyt.core.store import at, store_of
 from llama_dyt.training.trackers.events import read_events
 from llama_dyt.training.trackers.jsonl import read_metrics
-from tests.cli.conftest import Corpus
+from tests.cli.conftest import NUM_STEPS, Corpus, as_flags
 from tests.cli.entries import Command, Outcome, run_two_at_once
 
 KILLS_A_RANK = '''
@@ -200,6 +201,52 @@ def test_a_run_that_began_anew_in_the_place_of_another_does_not_take_its_snapsho
     assert "resumed from" not in outcome.stderr
     assert_same(killed.folder, killed.undisturbed)
     assert_nothing_left(killed.folder)
+
+
+@pytest.mark.matrix
+def test_a_finetuned_adapter_comes_back_beside_its_base(corpus, tmp_path, pretrained):
+    flags = {"model_path": pretrained.step(NUM_STEPS), "dataset": corpus.prompts, "plugin": "ddp", "lora_rank": 4}
+    for name in (".", "through"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "kills.py").write_text(KILLS_A_RANK)
+        (folder / "memory").mkdir()
+    (tmp_path / "through/killed").touch()
+    more = {"max_length": 64, "batch_size": 1, "max_steps": END, "save_interval": SAVED_AT, "mixed_precision": "bf16"}
+    taking = {"snapshot_interval": 3, "snapshot_dir": "memory", "import": "kills", "callback": "kills"}
+    words = as_flags({**flags, **more, **taking, "save_dir": "run", "load": "auto", "tensorboard_dir": "none"})
+    first, through = run_two_at_once(
+        *(Command("finetune", words, folder, "srun", processes=2) for folder in (tmp_path, tmp_path / "through"))
+    )
+    assert first.status != 0 and through.status == 0, through.stderr
+    outcome = Command("finetune", words, tmp_path, "srun", processes=2).run()
+    assert outcome.status == 0, outcome.stderr
+    assert resumed_from(outcome).startswith(f"the snapshot in memory, step {SNAPSHOT_AT}, 2 steps lost, ")
+    assert course(tmp_path) == course(tmp_path / "through")
+    for name in ("adapter/adapter_model.safetensors", "optimizer/optimizer.safetensors"):
+        own, wanted = (load_file(folder / f"run/step_{END:08d}" / name) for folder in (tmp_path, tmp_path / "through"))
+        assert own.keys() == wanted.keys() and all(torch.equal(own[key], wanted[key]) for key in wanted)
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.matrix
+def test_a_run_that_saves_to_an_object_store_keeps_all_its_records(corpus, tmp_path, killed_run, monkeypatch):
+    pytest.importorskip("boto3", reason="needs boto3")
+    pytest.importorskip("moto", reason="needs moto[s3]")
+    from tests.s3_server import BUCKET, serving, use
+
+    with serving("moto") as server:
+        use(server, monkeypatch, tmp_path / "cache")
+        flags = flags_of(corpus, tmp_path, save_dir=f"s3://{BUCKET}/runs/7")
+        assert Command("pretrain", flags, tmp_path, "srun", processes=2).run().status != 0
+        outcome = Command("pretrain", flags, tmp_path, "srun", processes=2).run()
+        assert outcome.status == 0, outcome.stderr
+        assert resumed_from(outcome).startswith(f"the snapshot in memory, step {SNAPSHOT_AT}, 2 steps lost, ")
+        place = at(f"s3://{BUCKET}/runs/7")
+        shutil.copytree(store_of(place).local(place), tmp_path / "run")
+        assert store_of(place).records(place, "snapshots").numbers() == []
+    assert_same(tmp_path, killed_run.undisturbed)
+    assert not list((tmp_path / "memory").iterdir())
 
 
 @pytest.mark.matrix

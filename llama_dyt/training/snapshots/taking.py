@@ -20,7 +20,7 @@ import torch.distributed as dist
 from llama_dyt.boosters.boosted import Boosted
 from llama_dyt.core import console, ranks
 from llama_dyt.core.errors import CheckpointError
-from llama_dyt.core.store import Location
+from llama_dyt.core.store import Location, store_of
 from llama_dyt.training.snapshots.choosing import neighbours
 from llama_dyt.training.snapshots.folder import MachineFolder, RunOfFolder, StepCounter, left_behind
 from llama_dyt.training.snapshots.found import Snapshot, machines_of
@@ -217,6 +217,9 @@ class SnapshotTaker:
             whole = {**marker, "fingerprint": fingerprint} if finite else None
             if not finite:
                 self._fault = f"a weight or moment is not finite after step {step}: its snapshot is not kept"
+            if dist.get_rank() == 0:  # to a store far away, what was logged up to this step goes first
+                with suppress(OSError):
+                    store_of(self._save_dir).sync_spools()
             if self._group is not None and not self._exchange(slot, whole):
                 return
             if whole is not None:
