@@ -54,8 +54,10 @@ class RunSnapshots:
         step = plan.checkpoint.step if plan.checkpoint is not None else 1
         self.found, reason = find_snapshot(self._folder, plan.claims, self._facts, at_least=step)
         if reason is not None:
-            instead = plan.checkpoint.path if plan.checkpoint is not None else "no checkpoint, so from the beginning"
-            say(plan, f"snapshots in memory are not used: {reason}; the run goes on from {instead}")
+            instead = "there is no checkpoint either, so the run begins anew"
+            if plan.checkpoint is not None:
+                instead = f"the run goes on from {plan.checkpoint.path}"
+            say(plan, f"snapshots in memory are not used: {reason}; {instead}")
 
     def fill(self, state: TrainingState, trained: Collection[str]) -> None:
         """Give a boosted run the tensors of `found`, if there is one. Collective.

@@ -4,7 +4,10 @@ it comes to differs from an undisturbed run's. What does not fit is refused with
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,6 +250,26 @@ def test_a_run_that_saves_to_an_object_store_keeps_all_its_records(corpus, tmp_p
         assert store_of(place).records(place, "snapshots").numbers() == []
     assert_same(tmp_path, killed_run.undisturbed)
     assert not list((tmp_path / "memory").iterdir())
+
+
+@pytest.mark.matrix
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+def test_a_memory_too_small_is_told_before_the_first_step_and_nothing_is_left(corpus, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    (tmp_path / "killed").touch()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount")
+    try:
+        flags = flags_of(corpus, tmp_path, snapshot_dir=small)
+        outcome = Command("pretrain", flags, tmp_path, "srun", processes=2).run()
+        assert outcome.status == 2
+        (message,) = [line for line in outcome.stderr.splitlines() if "error: " in line]
+        assert "2 slots for each of 2 ranks, of fp32 weights and moments); 1.18 MiB of it is not there yet" in message
+        assert re.search(rf"{small} has room for 0\.9\d MiB: give it more", message)
+        assert list(small.iterdir()) == [] and not list((tmp_path / "run").glob(".*"))
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 @pytest.mark.matrix

@@ -136,16 +136,16 @@ class MachineFolder:
         there = {path.name: path.stat().st_blocks * 512 for path in self.path.iterdir() if slot_of(path.name)}
         needed = sum(max(size - there.get(name, 0), 0) for name, size in sizes.items())
         disk = os.statvfs(self.path)
-        free, where = disk.f_bavail * disk.f_frsize, f"{self._parent} has {{}} free"
+        free, where = disk.f_bavail * disk.f_frsize, f"{self._parent} has room for"
         memory = _available_memory() if _is_memory(self.path) else None
         if memory is not None and memory < free:
-            free, where = memory, "this machine has {} of memory left"
+            free, where = memory, "the memory that is left here is"
         if needed > free:
             others = "".join(f"; {line}" for line in left_behind(self._parent, self.path))
             raise CheckpointError(
-                f"--snapshot_interval: snapshots take {_gib(sum(sizes.values()))} on {socket.gethostname()} ({what}), "
-                f"{_gib(needed)} more than is there for them, and {where.format(_gib(free))}: give it more (docker run "
-                "--shm-size, mount -o remount,size=), give --snapshot_dir, or leave snapshots out" + others
+                f"--snapshot_interval: snapshots take {_size(sum(sizes.values()))} on {socket.gethostname()} ({what}); "
+                f"{_size(needed)} of it is not there yet, and {where} {_size(free)}: give it more (docker run "
+                "--shm-size, mount -o remount,size=), give another --snapshot_dir, or leave snapshots out" + others
             )
 
     def remove(self) -> None:
@@ -183,12 +183,12 @@ def left_behind(parent: Path, own: Path) -> Iterator[str]:
             counts = True
         if counts:
             yield (
-                f"{path} holds {_gib(size)}, snapshots of a run that is gone (--save_dir {run.save_dir}): start that "
+                f"{path} holds {_size(size)}, snapshots of a run that is gone (--save_dir {run.save_dir}): start that "
                 f"again with --load auto, or rm -r {path}"
             )
         else:
             shutil.rmtree(path, ignore_errors=True)
-            yield f"removed {path} ({_gib(size)}), snapshots that --save_dir {run.save_dir} knows nothing of any more"
+            yield f"removed {path} ({_size(size)}), snapshots that --save_dir {run.save_dir} knows nothing of any more"
 
 
 def _run_of(path: Path) -> RunOfFolder | None:
@@ -234,5 +234,5 @@ def _available_memory() -> int | None:
     return min(found, default=None)
 
 
-def _gib(size: float) -> str:
-    return f"{size / _GIB:.2f} GiB"
+def _size(count: float) -> str:
+    return f"{count / _GIB:.2f} GiB" if count >= _GIB / 10 else f"{count / 2**20:.2f} MiB"

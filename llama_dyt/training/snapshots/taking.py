@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from llama_dyt.boosters.boosted import Boosted
 from llama_dyt.core import console, ranks
-from llama_dyt.core.errors import CheckpointError
+from llama_dyt.core.errors import CheckpointError, LlamaDytError
 from llama_dyt.core.store import Location, store_of
 from llama_dyt.training.snapshots.choosing import neighbours
 from llama_dyt.training.snapshots.folder import MachineFolder, RunOfFolder, StepCounter, left_behind
@@ -93,25 +93,33 @@ class SnapshotTaker:
         of_machine = {slot_name(one, number): sizes[one] for one in mine for number in SLOTS}
         of_machine |= {slot_name(one, number, copy=True): sizes[one] for one in copied for number in SLOTS}
         self._expected = set(of_machine)
-        self._run_id = ranks.from_first(self._have_run_id, _PREPARING)
+        fresh = resumed is None
+        self._run_id = ranks.from_first(lambda: secrets.token_hex(8) if fresh else resumed.run_id, _PREPARING)
         kept = {held.file for held in self._folder.held() if resumed is not None and held.step == resumed.step}
         self._untidy = bool(kept - self._expected)
 
         def have_folder() -> None:
             if not self._is_first_here:
                 return
-            if resumed is None:
+            if fresh:
                 self._folder.remove()
             for line in left_behind(self._folder.path.parent, self._folder.path):
                 console.say(line)
             self._folder.make(RunOfFolder.this_one(self._run_id, self._save_dir, self._facts))
             self._folder.remove_others(self._expected | kept)
-            what = f"2 times {len(mine)} ranks'" + (f" and {len(copied)} of a neighbour's" if copied else "")
-            self._folder.require_room(of_machine, f"{what} fp32 weights and moments")
+            what = f"2 slots for each of {len(mine)} ranks" + (f" and {len(copied)} neighbours" if copied else "")
+            self._folder.require_room(of_machine, f"{what}, of fp32 weights and moments")
 
-        ranks.together(have_folder, _PREPARING)
         copies = [other for other, keeper in keepers.items() if keeper == rank]
-        ranks.together(lambda: self._open_slots(sizes, copies), _PREPARING)
+        try:
+            ranks.together(have_folder, _PREPARING)
+            ranks.together(lambda: self._open_slots(sizes, copies), _PREPARING)
+            if fresh:
+                ranks.from_first(self._write_run_id, _PREPARING)
+        except LlamaDytError:
+            if fresh and self._is_first_here:
+                self._folder.remove()
+            raise
         if boosted.device.type == "cuda":
             for slot in self._slots:
                 slot.pin()
@@ -120,15 +128,11 @@ class SnapshotTaker:
         if resumed is not None:
             self._whole = {resumed.number: resumed.step}
 
-    def _have_run_id(self) -> str:
-        if self._resumed is not None:
-            return self._resumed.run_id
-        run_id = secrets.token_hex(8)
+    def _write_run_id(self) -> None:
         try:
-            write_run_id(self._save_dir, run_id)
+            write_run_id(self._save_dir, self._run_id)
         except OSError as error:
             raise CheckpointError(f"{self._save_dir} cannot be written ({error.strerror or error})") from error
-        return run_id
 
     def _open_slots(self, sizes: dict[int, int], copies: list[int]) -> None:
         rank, folder = dist.get_rank(), self._folder.path
