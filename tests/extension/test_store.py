@@ -79,7 +79,7 @@ def test_a_run_of_two_ranks_is_kept_in_the_store_and_goes_on_from_there(pretrain
     assert [record["step"] for record in metrics] == [1, 2, 3, 4, 5, 6]
     kept = store_of(RUN).sizes(at(RUN))
     names = {name for name in kept if "/" not in name}
-    written = {"metrics.jsonl", "events.jsonl", "config.yaml", "status.json", "loss.png", "report.html"}
+    written = {"metrics.jsonl", "events.jsonl", "config.yaml", "status.json", "loss.png", "report.html", "latest"}
     assert names == written  # the claim's record is gone
     # Nothing but the file, the store and what can be fetched again.
     assert not list((folder / "cache" / "llama_dyt" / "stores").glob("*-writing-*"))
