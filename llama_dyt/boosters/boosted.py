@@ -30,6 +30,7 @@ from llama_dyt.boosters.step import Criterion, Objective, StepBatch, StepResult
 from llama_dyt.boosters.strategy import STRATEGIES
 from llama_dyt.boosters.training_state import Read, TrainingState
 from llama_dyt.config.run import RunConfig
+from llama_dyt.core.standing import Phase, enter
 from llama_dyt.models.spec import family_of
 
 
@@ -103,7 +104,9 @@ class Boosted:
         last = len(step.micro_batches) - 1
         for index, micro_batch in enumerate(step.micro_batches):
             with self.runtime.accumulation(index == last):
+                enter(Phase.FORWARD)
                 loss = self._loss(micro_batch, step.num_label_tokens)
+                enter(Phase.BACKWARD)
                 self.runtime.backward(loss)
             total += loss.detach()
         return total / self._replicas
@@ -122,6 +125,7 @@ class Boosted:
 
     def _pipeline_forward_backward(self, step: StepBatch) -> torch.Tensor:
         """All micro batches go through the pipeline as one schedule; the ranks that hold the head know the loss."""
+        enter(Phase.PIPELINE)
         batch, criterion = self._pipeline_batch(step)
         self._weigh_auxiliary_losses(len(batch["input_ids"]) // self.run.booster.micro_batch_size)
         return self._share(self.runtime.pipeline_step(batch, criterion))

@@ -55,6 +55,40 @@ def look_at(pid: int) -> Process | None:
     return Process(pid, stat[1], stat[0], words)
 
 
+def state(pid: int, started: int) -> str:
+    """What a process does, by the kernel's letter: R runs, S waits, D waits for a device, T is stopped, t is held by a
+    debugger; empty where it is gone."""
+    stat = _stat(pid)
+    return stat[2] if stat is not None and stat[1] == started else ""
+
+
+def began_with(pid: int) -> dict[str, str]:
+    """The environment that a process's program was started in; empty where there is none, or it may not be seen."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            lines = os.fsdecode(file.read()).split("\0")
+    except OSError:
+        return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def kill(pid: int, started: int) -> bool:
+    """End a process for good, and none that has its number by now; whether it was there."""
+    try:
+        handle = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # it is gone, or no such Linux
+        return False
+    try:
+        if start_time(pid) != started:
+            return False
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+
+
 def boot_id() -> str | None:
     """What tells this machine's present run from every other; None where the system does not say."""
     try:
@@ -81,12 +115,12 @@ def ancestors() -> list[Process]:
     return found
 
 
-def children() -> list[int]:
-    """Pids of the processes that this one has started, by any of its threads, and that have not been waited for."""
+def children(of: int | str = "self") -> list[int]:
+    """Pids of the processes that one has started, by any of its threads, and that have not been waited for."""
     found: list[int] = []
     with contextlib.suppress(OSError):
-        for task in os.listdir("/proc/self/task"):
-            with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:
+        for task in os.listdir(f"/proc/{of}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{of}/task/{task}/children") as file:
                 found += map(int, file.read().split())
     return found
 
@@ -96,6 +130,17 @@ def leave_signals_to_parent() -> None:
     still needs those that work for it. They end with who started them."""
     for number in ASKING_TO_END:
         signal.signal(number, signal.SIG_IGN)
+
+
+def heed_no_more() -> None:
+    """Have this process, which is about to end, not heed what asks it to, as a launcher does once one rank has ended.
+
+    From any thread, where `signal.signal` is for the main one.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    for number in ASKING_TO_END:
+        libc.signal(number, ctypes.c_void_p(int(signal.SIG_IGN)))
 
 
 def end_with_parent(parent: int) -> None:
@@ -111,8 +156,8 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _stat(pid: int) -> tuple[int, int] | None:
-    """(parent, start) of a process that runs; None where it is gone or has only not been waited for."""
+def _stat(pid: int) -> tuple[int, int, str] | None:
+    """(parent, start, state) of a process that runs; None where it is gone or has only not been waited for."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # the name before it may hold anything
@@ -120,4 +165,4 @@ def _stat(pid: int) -> tuple[int, int] | None:
         return None
     if fields[0] in (b"Z", b"X"):
         return None
-    return int(fields[1]), int(fields[19])
+    return int(fields[1]), int(fields[19]), fields[0].decode()

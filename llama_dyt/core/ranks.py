@@ -4,8 +4,8 @@ It goes over a gloo group of its own, whatever the device: the group that trains
 GPU need not be asked for what two hosts have to say to each other. Here a rank may be waited for as long as it lives
 (`watch`). Tensors of a training step stay on the groups that train.
 
-Every function here but `end`, `end_now`, `ending_status`, `watch`, `busy`, `undoing` and `undo_at_end` is collective:
-all ranks call it, in the same order.
+Every function here is collective, all ranks call it in the same order, but for `end`, `end_now`, `ending_status`,
+`failed`, `keep_accounts`, `watch`, `busy`, `undoing` and `undo_at_end`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ import torch.distributed as dist
 
 from llama_dyt.core.console import say
 from llama_dyt.core.errors import ConfigurationError, LlamaDytError
+from llama_dyt.core.failure import Failure, linger, tell, told_failure
+from llama_dyt.core.peers import kill_stopped_siblings
 from llama_dyt.core.place import Place
+from llama_dyt.core.processes import heed_no_more
 from llama_dyt.core.rendezvous import NobodyListens, connect, connect_again, meet, ranks_in_words, who_is
-from llama_dyt.core.watch import LOOK_SECONDS, Watch, linger, tell, told_failure
+from llama_dyt.core.standing import Phase, mine
+from llama_dyt.core.store import Location
+from llama_dyt.core.watch import LOOK_SECONDS, Watch
 
 T = TypeVar("T")
 
@@ -331,11 +336,12 @@ def end_now(message: str, status: int) -> NoReturn:
         for action in reversed(_undone_alone):
             with suppress(Exception):
                 action()
-        _say_and_exit(message, status)
+        _say_and_exit(message, status, Place())
+    failure = Failure(_run.place.rank, message, status)
     with suppress(dist.DistError):
-        if _run.watch.tell(message, status):
+        if _run.watch.tell(failure):
             say(message)
-    _run.watch.end_process(status)
+    _run.watch.end_process(failure)
 
 
 def end(message: str, status: int, place: Place, error: BaseException | None = None) -> NoReturn:
@@ -349,34 +355,55 @@ def end(message: str, status: int, place: Place, error: BaseException | None = N
     """
     sys.stdout.flush()
     if place.world_size == 1:
-        _say_and_exit(message, status)
+        _say_and_exit(message, status, place)
     try:
         watch = _run.watch if _run is not None else None
         if watch is None and (not message or isinstance(error, NobodyListens)):
-            _say_and_exit(message, status)
+            _say_and_exit(message, status, place)
         store = None if watch else connect(place, _EARLY_SECONDS, quiet=True)
-        failure = (lambda: told_failure(store)) if watch is None else watch.failure
+        failed(error)
+        read = (lambda: told_failure(store)) if watch is None else watch.failure
         deadline = time.monotonic() + _patience(message, place, error)
-        while (told := failure()) is None and time.monotonic() < deadline:
+        while (told := read()) is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        failure, first = told or _failure(message, status, place, error), False
         if told is None:
-            first = tell(store, place.rank, message, status) if watch is None else watch.tell(message, status)
-            if not first:
-                message = ""
-        else:
-            message, status = "", told["status"]
-        if message:
+            first = tell(store, failure) if watch is None else watch.tell(failure)
+            failure = failure if first else read() or failure
+        if first and message:
             alone = place.rank > 0 and not getattr(error, "all_ranks_have_it", False)
             say(f"{message}\n  ({place})" if alone else message)
-            message = ""
+        message, status = "", failure.status
         if watch is None:
             linger(store, place, _EARLY_SECONDS)
         else:
-            watch.end_process(status)
+            watch.end_process(failure, first)
     except (dist.DistError, LlamaDytError, OSError):
         # Nobody can be told. Where the store was lost on the way, the watch is about to say so and end this process.
         time.sleep(2 * LOOK_SECONDS if _run is not None else 0)
-    _say_and_exit(message, status)
+    _say_and_exit(message, status, place)
+
+
+def failed(error: BaseException | None) -> None:
+    """This rank has failed with that: what is done from here on is no part of where it stood, and it says what there is
+    to say whatever its launcher, which has seen another one end, asks of it."""
+    if _run is not None:
+        heed_no_more()
+        _run.watch.failed(error)
+
+
+def keep_accounts(folder: Location) -> None:
+    """In which --save_dir a file is to be written, when a rank fails, of where all stood."""
+    if _run is not None:
+        _run.watch.accounts_folder = folder
+
+
+def _failure(message: str, status: int, place: Place, error: BaseException | None) -> Failure:
+    """What the others are told. Where each stood is of use unless a person is to put something right before a step."""
+    plain = isinstance(error, LlamaDytError)
+    accounts = bool(message) and not (plain and mine().phase is Phase.START)
+    raised = error is not None and not _is_lost_connection(message, error)
+    return Failure(place.rank, message, status, accounts, raised, plain)
 
 
 def _patience(message: str, place: Place, error: BaseException | None) -> float:
@@ -392,9 +419,10 @@ def _is_lost_connection(message: str, error: BaseException | None) -> bool:
     return not isinstance(error, LlamaDytError) and any(word in text for word in ("gloo", "nccl", "c10d", "connection"))
 
 
-def _say_and_exit(message: str, status: int) -> NoReturn:
+def _say_and_exit(message: str, status: int, place: Place) -> NoReturn:
     if message:
         say(message)
+    kill_stopped_siblings(place)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

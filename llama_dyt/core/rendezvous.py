@@ -16,9 +16,11 @@ from typing import Any
 
 import torch.distributed as dist
 
+from llama_dyt.core import standing
 from llama_dyt.core.connections import connections, give_up_after
 from llama_dyt.core.console import say
 from llama_dyt.core.errors import ConfigurationError, TrainingError
+from llama_dyt.core.peers import STOPPED_SECONDS, StoppedFor, stopped_in_words, stopped_siblings
 from llama_dyt.core.place import Place
 from llama_dyt.core.processes import boot_id, pid_namespace, start_time
 
@@ -27,6 +29,7 @@ SAY_AFTER_SECONDS = 30.0
 _FIRST_POLL_SECONDS = 0.01
 _LONGEST_POLL_SECONDS = 0.5
 _PROBE_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
 
 
 class NobodyListens(TrainingError):
@@ -36,10 +39,12 @@ class NobodyListens(TrainingError):
 class Waiting:
     """The patience of one wait: when to say that it lasts, and when it has lasted too long."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, place: Place, timeout: float) -> None:
+        self._place = place
         self._timeout = timeout
-        self._start = time.monotonic()
+        self._start = self._looked = time.monotonic()
         self._say_at = SAY_AFTER_SECONDS
+        self._stopped = StoppedFor()
 
     @property
     def seconds(self) -> float:
@@ -57,6 +62,20 @@ class Waiting:
         self._say_at *= 2
         return True
 
+    def look_for_stopped(self) -> None:
+        """Whether a rank of this machine is stopped, so that the wait is for nothing; looks once a second.
+
+        Raises:
+            TrainingError: one has been for too long.
+        """
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        patience = min(STOPPED_SECONDS, self._timeout)
+        stopped = self._stopped.for_so_many(round(patience / _LOOK_SECONDS), stopped_siblings(self._place))
+        if stopped:
+            raise TrainingError(stopped_in_words(stopped, patience))
+
 
 def connect(place: Place, timeout: float, quiet: bool = False) -> dist.Store:
     """A connection of its own to the store of the run, which rank 0 opens by this.
@@ -68,6 +87,7 @@ def connect(place: Place, timeout: float, quiet: bool = False) -> dist.Store:
     Raises:
         ConfigurationError: the port is taken.
         NobodyListens: rank 0 did not in time.
+        TrainingError: a rank of this machine is stopped.
     """
     if place.hosts:
         store = _listen(place, timeout)
@@ -112,7 +132,7 @@ def _listen(place: Place, timeout: float) -> dist.Store:
 
 
 def _wait_for_listener(place: Place, timeout: float, quiet: bool) -> None:
-    waiting, poll = Waiting(timeout), _FIRST_POLL_SECONDS
+    waiting, poll = Waiting(place, timeout), _FIRST_POLL_SECONDS
     while True:
         left = timeout - waiting.seconds
         try:
@@ -131,6 +151,7 @@ def _wait_for_listener(place: Place, timeout: float, quiet: bool) -> None:
                 f"{place} has waited {waiting.seconds:.0f} s for {where} ({reason}); it gives up after {timeout:g} s "
                 "(--timeout)"
             )
+        waiting.look_for_stopped()
         time.sleep(poll)
         poll = min(poll * 1.5, _LONGEST_POLL_SECONDS)
 
@@ -139,12 +160,12 @@ def meet(store: dist.Store, place: Place, timeout: float, about: dict[str, Any])
     """Come together: returns once every rank has come here. `about`: what the others shall know of this one.
 
     Raises:
-        TrainingError: some have not within `timeout` seconds; it says which.
+        TrainingError: some have not within `timeout` seconds; it says which. Or one of this machine is stopped.
     """
     store.set(f"here/{place.rank}", json.dumps({"host": socket.gethostname(), **_process(), **about}))
     if store.add("here", 1) == place.world_size:
         store.set("all here", "")
-    waiting, poll = Waiting(timeout), _FIRST_POLL_SECONDS
+    waiting, poll = Waiting(place, timeout), _FIRST_POLL_SECONDS
     while not store.check(["all here"]):
         if waiting.is_over:
             raise TrainingError(
@@ -157,6 +178,7 @@ def meet(store: dist.Store, place: Place, timeout: float, about: dict[str, Any])
                 f"{place} has waited {waiting.seconds:.0f} s for {_missing(store, place)} of {place.world_size} to "
                 f"come to {place.address}:{place.port}; it gives up after {timeout:g} s (--timeout)"
             )
+        waiting.look_for_stopped()
         time.sleep(poll)
         poll = min(poll * 1.5, _LONGEST_POLL_SECONDS)
 
@@ -165,7 +187,7 @@ def _process() -> dict[str, Any]:
     """Who this process is to others of its machine; the machine is None where they could not look."""
     boot, namespace = boot_id(), pid_namespace()
     machine = None if boot is None or namespace is None else f"{boot} {namespace}"
-    return {"machine": machine, "pid": os.getpid(), "started": start_time(os.getpid())}
+    return {"machine": machine, "pid": os.getpid(), "started": start_time(os.getpid()), "board": standing.share()}
 
 
 def who_is(store: dist.Store, rank: int) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 A rank in a collective cannot be told anything: it waits for what will not come. So each rank writes a beat to the
 run's store every second, with what it is about, and looks there whether a rank has told of a failure. Rank 0 looks at
-all beats, the others at rank 0's. A beat that stops means that a process is stopped or gone; of one on its own machine
-a rank knows that at once.
+all beats, the others at rank 0's. A beat that stops means that a process is stopped or gone; of those on its own
+machine (`peers`) a rank knows that at once. When the run fails, all say where they stood before they end (`accounts`).
 
 Seconds are counted in looks, not on the clock: a machine that was suspended has not waited.
 """
@@ -12,21 +12,27 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from llama_dyt.core import rendezvous
+from llama_dyt.core import accounts, rendezvous
+from llama_dyt.core.accounts import Account, account_of, own_account
 from llama_dyt.core.console import say
+from llama_dyt.core.failure import Failure, linger, tell, told_failure
+from llama_dyt.core.peers import STOPPED_SECONDS, Peer, Peers, kill_stopped_siblings, stopped_in_words
 from llama_dyt.core.place import Place
-from llama_dyt.core.processes import start_time
+from llama_dyt.core.processes import heed_no_more
 from llama_dyt.core.rendezvous import ranks_in_words, who_is
+from llama_dyt.core.standing import Phase, Standing, mine
+from llama_dyt.core.store import Location
 
 LOOK_SECONDS = 1.0
 LINGER_SECONDS = 5.0
@@ -44,6 +50,7 @@ class Beat:
         waits_in: the one it is in; None outside of one.
         busy_with: work that takes as long as it takes, which others wait for while it beats; None for none.
         left: it is done, and no longer waited for.
+        step, phase: as of `Standing`.
     """
 
     number: int = 0
@@ -51,6 +58,13 @@ class Beat:
     waits_in: str | None = None
     busy_with: str | None = None
     left: bool = False
+    step: int = 0
+    phase: int = 0
+
+    @property
+    def inside(self) -> str:
+        """What it does that is not a step's, in words."""
+        return self.waits_in or self.busy_with or ""
 
 
 class Watch(threading.Thread):
@@ -70,7 +84,9 @@ class Watch(threading.Thread):
         self._told = False  # of a failure, by this rank
         self.ending_status: int | None = None
         self._to_undo: list[Callable[[], Any]] = []
-        self._neighbour: tuple[int, dict[str, Any]] | None = None
+        self._peers = Peers({})
+        self._error: BaseException | None = None  # what the main thread ended with
+        self.accounts_folder: Location | None = None
         self._last: dict[int, Beat] = {}
         self._silent: dict[int, int] = {}  # looks since a rank's last new beat
         self._late: tuple[int, list[int]] = (0, [])
@@ -81,7 +97,7 @@ class Watch(threading.Thread):
 
     def all_came(self) -> None:
         """From now on every rank is expected to live."""
-        self._neighbour = self._find_neighbour()
+        self._peers = Peers(self._abouts_of_this_machine())
         self._together = True
 
     @contextmanager
@@ -115,7 +131,11 @@ class Watch(threading.Thread):
         """What to do if this process is ended at any time from here on."""
         self._to_undo.append(action)
 
-    def tell(self, message: str, status: int) -> bool:
+    def failed(self, error: BaseException | None) -> None:
+        """The main thread has ended with this: where it was then is where this rank stood."""
+        self._error = self._error or error
+
+    def tell(self, failure: Failure) -> bool:
         """Tell all ranks that the run has failed.
 
         Returns:
@@ -123,10 +143,10 @@ class Watch(threading.Thread):
         """
         with self._lock:
             self._told = True
-            return tell(self._store, self.place.rank, message, status)
+            return tell(self._store, failure)
 
-    def failure(self) -> dict[str, Any] | None:
-        """What a rank has told of a failure: its "rank", "message" and "status"."""
+    def failure(self) -> Failure | None:
+        """What a rank has told of a failure."""
         with self._lock:
             return told_failure(self._store)
 
@@ -171,7 +191,9 @@ class Watch(threading.Thread):
 
     def _beat(self) -> None:
         with self._lock:
+            standing = mine()
             self._mine.number += 1
+            self._mine.step, self._mine.phase = standing.step, standing.phase
             self._store.set(f"beat/{self.place.rank}", json.dumps(vars(self._mine)))
 
     def _all_beats(self) -> dict[int, Beat]:
@@ -181,20 +203,15 @@ class Watch(threading.Thread):
         return {rank: Beat(**json.loads(beat)) for rank, beat in zip(ranks, beats, strict=True)}
 
     def _look(self) -> None:
-        gone = self._together and self._neighbour_is_gone()
+        gone = self._peers.gone()
         failure = self.failure()
         if failure is not None:
             if not self._told:
-                self.end_process(failure["status"])
+                self.end_process(failure)
             return
-        if gone:
-            rank, about = self._neighbour
-            self._fail(
-                f"rank {rank} (process {about['pid']} on {about['host']}) is gone and has said nothing: it was killed "
-                "from outside, most often for want of memory (dmesg tells), or crashed"
-            )
         if not self._together:
             return
+        self._look_at_peers(gone)
         if self.place.rank == 0:
             beats = self._all_beats()
         else:
@@ -205,6 +222,20 @@ class Watch(threading.Thread):
         if self.place.rank == 0:
             self._look_for_laggards({**beats, 0: self._mine})
 
+    def _look_at_peers(self, gone: list[Peer]) -> None:
+        missed = [peer for peer in gone if not self._beat_of(peer.rank).left]
+        if missed:
+            are, were = ("is", "was") if len(missed) == 1 else ("are", "were")
+            has, it = ("has", "it") if len(missed) == 1 else ("have", "they")
+            self._fail(
+                f"{', '.join(map(str, missed))} {are} gone and {has} said nothing: {it} {were} killed from outside, "
+                "most often for want of memory (dmesg tells), or crashed",
+            )
+        patience = min(STOPPED_SECONDS, self._timeout)
+        stopped = self._peers.stopped_for(round(patience / LOOK_SECONDS))
+        if stopped:
+            self._fail(stopped_in_words(stopped, patience))
+
     def _look_for_silence(self, beats: dict[int, Beat]) -> None:
         for rank, beat in beats.items():
             same = rank in self._last and beat.number == self._last[rank].number and not beat.left
@@ -214,7 +245,8 @@ class Watch(threading.Thread):
         if looks * LOOK_SECONDS >= self._timeout:
             self._fail(
                 f"{self._in_words(self._silent_for(looks))} gave no sign of life for {self._timeout:g} s (--timeout): "
-                "lost with its machine or the network, or stopped"
+                "lost with its machine or the network, or stopped",
+                self._silent_for(looks),
             )
         if self.place.rank <= 1 and self._is_worth_saying(looks):
             say(
@@ -258,71 +290,94 @@ class Watch(threading.Thread):
             hosts = {who_is(self._store, rank)["host"] for rank in ranks[:8]}
         return f"{words} ({', '.join(sorted(hosts))})"
 
-    def _find_neighbour(self) -> tuple[int, dict[str, Any]] | None:
-        """The next rank of this machine, counted round: so that each is looked at by one."""
+    def _abouts_of_this_machine(self) -> dict[int, dict[str, Any]]:
+        """What the other ranks of this machine, whose numbers follow each other, have told of themselves."""
         with self._lock:
             mine = who_is(self._store, self.place.rank)["machine"]
-            after = self.place.rank + 1
-            if after < self.place.world_size and (found := who_is(self._store, after))["machine"] == mine:
-                return (after, found) if mine else None
-            first = None
-            for rank in range(self.place.rank - 1, -1, -1):
-                found = who_is(self._store, rank)
-                if not mine or found["machine"] != mine:
-                    break
-                first = rank, found
-            return first
+            found: dict[int, dict[str, Any]] = {}
+            for ranks in (range(self.place.rank + 1, self.place.world_size), range(self.place.rank - 1, -1, -1)):
+                for rank in ranks:
+                    about = who_is(self._store, rank)
+                    if not mine or about["machine"] != mine:
+                        break
+                    found[rank] = about
+            return found
 
-    def _neighbour_is_gone(self) -> bool:
-        if self._neighbour is None:
-            return False
-        rank, about = self._neighbour
-        if start_time(about["pid"]) == about["started"]:
-            return False
+    def _beat_of(self, rank: int) -> Beat:
         with self._lock:
-            return not json.loads(self._store.get(f"beat/{rank}"))["left"]
+            return Beat(**json.loads(self._store.get(f"beat/{rank}")))
 
-    def _fail(self, message: str) -> NoReturn:
-        if self.tell(message, FAILED_STATUS):
+    def _fail(self, message: str, silent: Sequence[int] = ()) -> NoReturn:
+        """`silent`: ranks that are not heard of, and can neither tell of themselves nor end."""
+        failure = Failure(self.place.rank, message, FAILED_STATUS, accounts=True, silent=list(silent))
+        if self.tell(failure):
             say(f"error: {message}")
-        self.end_process(FAILED_STATUS)
+            self.end_process(failure, first=True)
+        self.end_process(self.failure() or failure)
 
     def _without_store(self, error: Exception) -> NoReturn:
         """The process with the store is gone, so nobody can be asked any more."""
+        message = (
+            f"{self.place} lost {self.place.address}:{self.place.port}, over which the ranks talk "
+            f"({str(error).splitlines()[0][:200]}): the process there, or its machine, is gone"
+        )
         if self.place.speaks_without_first and not self._told:
-            say(
-                f"error: {self.place} lost {self.place.address}:{self.place.port}, over which the ranks talk "
-                f"({str(error).splitlines()[0][:200]}): the process there, or its machine, is gone"
-            )
-        self.end_process(FAILED_STATUS)
+            say(f"error: {message}")
+            accounts.tell_all(message, [self._own_account(False), *self._accounts_of_peers()], self.accounts_folder)
+        self.end_process(Failure(self.place.rank, message, FAILED_STATUS))
 
-    def end_process(self, status: int) -> NoReturn:
-        """End at once: the main thread may be in a collective that never ends. The first of both threads does it."""
+    def end_process(self, failure: Failure, first: bool = False) -> NoReturn:
+        """End at once: the main thread may be in a collective that never ends. The first of both threads does it.
+
+        Args:
+            first: this rank is the one that has told of the failure, and printed it.
+        """
         self._ending.acquire()
-        self.ending_status = status
+        self.ending_status = failure.status
+        heed_no_more()
+        with suppress(dist.DistError), self._lock:
+            if failure.accounts:
+                self._give_accounts(failure)
+                self._tell_accounts(failure) if first else accounts.wait_until_told(self._store)
+        self._peers.kill(failure.silent)
+        kill_stopped_siblings(self.place)
         for action in reversed(self._to_undo):
             with suppress(Exception):
                 action()
         self.linger()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(failure.status)
 
+    # --- where ranks stood -----------------------------------------------------------------------------------------
 
-def tell(store: dist.Store, rank: int, message: str, status: int) -> bool:
-    """Put a failure where all ranks look; False if one was there already."""
-    mine = json.dumps({"rank": rank, "message": message, "status": status})
-    return store.compare_set("failure", "", mine) == mine.encode()
+    def _own_account(self, raised: bool) -> Account:
+        return own_account(self.place.rank, self._mine.inside, self._error, raised)
 
+    def _accounts_of_peers(self) -> list[Account]:
+        """Where the other ranks of this machine stand, by their boards alone."""
+        host = socket.gethostname()
+        return [
+            account_of(peer.rank, host, peer.pid, self._peers.standing(peer), peer.fate, "") for peer in self._peers
+        ]
 
-def told_failure(store: dist.Store) -> dict[str, Any] | None:
-    return json.loads(store.get("failure")) if store.check(["failure"]) else None
+    def _give_accounts(self, failure: Failure) -> None:
+        """Tell of this rank, and of those of its machine that cannot."""
+        raised = failure.raised and failure.rank == self.place.rank
+        accounts.give(self._store, self._own_account(raised))
+        for account in self._accounts_of_peers():
+            beat = self._beat_of(account.rank)
+            if (account.fate or account.rank in failure.silent) and not beat.left:
+                fate = account.fate or "no sign of life"
+                accounts.give(self._store, replace(account, fate=fate, inside=beat.inside))
 
-
-def linger(store: dist.Store, place: Place, seconds: float) -> None:
-    """Say that this process has read of the failure; the one with the store waits, for so long, until all have."""
-    seen = store.add("failure seen", 1)
-    deadline = time.monotonic() + seconds
-    while place.hosts and seen < place.world_size and time.monotonic() < deadline:
-        time.sleep(0.1)
-        seen = store.add("failure seen", 0)
+    def _tell_accounts(self, failure: Failure) -> None:
+        """Gather what all have told, and print it; of those that have not, what their last beats said."""
+        found = accounts.gather(self._store, self.place.world_size, failure.silent)
+        for rank in set(range(self.place.world_size)) - set(found):
+            about, beat = who_is(self._store, rank), self._beat_of(rank)
+            standing = Standing(beat.step, Phase(beat.phase), self._silent.get(rank, 0) * LOOK_SECONDS)
+            fate = "heard of last in" if rank in failure.silent else "has not said more than"
+            found[rank] = account_of(rank, about["host"], about["pid"], standing, fate, beat.inside)
+        accounts.tell_all(failure.message, list(found.values()), self.accounts_folder, failure.plain)
+        accounts.say_that_it_is_told(self._store)

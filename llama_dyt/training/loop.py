@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from llama_dyt.boosters.boosted import Boosted
+from llama_dyt.core.standing import Phase, enter, in_step
 from llama_dyt.core.store import Location
 from llama_dyt.data.loaders.step import Step
 from llama_dyt.training.callbacks.callback import Callbacks
@@ -84,6 +85,8 @@ class Trainer:
         self.window.restart()
         with self.stop.listening():
             while self.progress.step < max_steps:
+                in_step(self.progress.step + 1)
+                enter(Phase.DATA)
                 with self.window.waiting():
                     if not wait_for_data(ready, self.stop, f"step {self.progress.step}"):
                         self.stop_together()
@@ -94,6 +97,7 @@ class Trainer:
                     ending = Ending.OUT_OF_DATA
                     break
                 self.batch = batch
+                enter(Phase.CALLBACKS)
                 if not started:  # data that cannot be read leaves nothing behind
                     self.callbacks.on_start(self)
                     started = True
@@ -101,6 +105,7 @@ class Trainer:
                 with self.window.stepping(1):
                     outcome = self.train_step(batch)
                 self.stop.has_steps = True
+                enter(Phase.CALLBACKS)
                 self.window.tokens += batch.num_tokens
                 self.callbacks.after_step(self, outcome)
                 if self.going_back:
@@ -109,6 +114,7 @@ class Trainer:
                 if self.stopping and self.progress.step < max_steps:
                     ending = Ending.INTERRUPTED
                     break
+            enter(Phase.END)
             self.settle()
             if started:
                 self.callbacks.before_end(self)

@@ -81,6 +81,8 @@ class Session:
         launch(self.run.run.seed, plan.environment, self.run.run.timeout, tensor_parallel)
         self._claim: Claim | None = None
         self._nonce = ranks.from_first(self._claim_save_dir, "claiming the --save_dir")
+        if self.run.run.save_dir is not None:
+            ranks.keep_accounts(at(self.run.run.save_dir))
         if plan.recomputing is not None:
             self._agree_on_recomputation()
         facts = {}
@@ -238,6 +240,7 @@ class Session:
             trackers.log_event(self.progress.step, "failed", in_one_line(error))
             trackers.hurry()
             restore()  # what has failed is to be ended as any program, by a launcher that has seen it
+            ranks.failed(error)  # but for one of several, which ends by itself
             raise
         finally:
             seconds = time.perf_counter() - start

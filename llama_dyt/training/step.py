@@ -9,6 +9,7 @@ import torch
 from llama_dyt.boosters.boosted import Boosted, summed_over_ranks
 from llama_dyt.boosters.device_values import HostCopy
 from llama_dyt.boosters.step import NonFiniteGradientError, StepResult
+from llama_dyt.core.standing import Phase, enter
 from llama_dyt.data.loaders.step import Step
 from llama_dyt.training.health.finite import Health
 from llama_dyt.training.progress import Progress
@@ -90,6 +91,7 @@ class StepRunner:
         # One collective for both: a signal costs a step nothing.
         totals = summed_over_ranks([share, float(self._stop.asked)], boosted.device)
         ahead = boosted.runs_ahead
+        enter(Phase.OPTIMIZER)
         if ahead or math.isfinite(totals[0]):
             try:
                 result = boosted.optimizer_step(totals[0] if ahead else None)

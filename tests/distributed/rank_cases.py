@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -110,6 +111,26 @@ def never_come(rank: int) -> None:
     if rank == 1:
         time.sleep(100)
     ranks.gather(rank, "saving the random generators")
+
+
+def fail_in_a_step(rank: int, how: str, folder: str) -> None:
+    """Rank 1 is stopped or killed, or raises, in a step in which the other waits for it."""
+    import torch
+    import torch.distributed as dist
+
+    from llama_dyt.core import ranks
+    from llama_dyt.core.standing import Phase, enter, in_step
+
+    ranks.keep_accounts(Path(folder))
+    dist.all_reduce(torch.ones(2))
+    in_step(41)
+    enter(Phase.FORWARD)
+    if rank == 1:
+        enter(Phase.OPTIMIZER)
+        if how == "raise":
+            raise MemoryError("no room for a gradient")
+        os.kill(os.getpid(), signal.SIGSTOP if how == "stop" else signal.SIGKILL)
+    dist.all_reduce(torch.ones(3, 5))
 
 
 def meet_and_part(rank: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -52,8 +53,35 @@ def test_a_rank_that_does_not_come_is_named_and_ends_the_run_after_timeout(tmp_p
     told = [line for line in first.stderr.splitlines() if line]
     waits = [line for line in told if line.startswith("waiting for rank 1 (")]  # it may miss its sign of life first
     assert waits[0].endswith("giving up after 8 s (--timeout)")
-    assert told[-1].startswith("error: rank 1 (") and "saving the random generators" in told[-1]
+    (error,) = [line for line in told if line.startswith("error: ")]
+    assert error.startswith("error: rank 1 (") and "saving the random generators" in error
+    assert "rank_cases.py" in told[-1] and "never_come" in told[-1], "the end of the report says where it is"
     assert "error" not in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "fate", "message"),
+    [
+        ("stop", -signal.SIGKILL, "stopped", "is stopped, for 8 s now (by SIGSTOP"),
+        ("kill", -signal.SIGKILL, "gone", "is gone and has said nothing: it was killed from outside"),
+        ("raise", 1, "raised", "MemoryError: no room for a gradient"),
+    ],
+)
+def test_a_rank_that_fails_in_a_step_ends_all_which_say_where_they_stood(tmp_path, how, status, fate, message):
+    """The reason first, then who stood where; the whole of it in a file. A stopped one is ended by the other."""
+    first, second = run_ranks(rank_cases.fail_in_a_step, tmp_path, free_port(), how, str(tmp_path), timeout=8)
+    assert (first.status, second.status) == (1, status)
+    said = (second if how == "raise" else first).stderr
+    reason, report = said.split("where each rank stood (all of it: ")
+    assert message in reason
+    (file,) = (tmp_path / "failures").iterdir()
+    title, failed, waiting = report.splitlines()
+    assert title == f"{file}):"
+    assert failed.startswith(f"  rank 1: {fate}; step 41, optimizer for ")
+    assert waiting.startswith("  rank 0: step 41, forward for ") and ", in all_reduce" in waiting
+    whole = file.read_text(encoding="utf-8")
+    assert message in whole and "all_reduce #1 of " in whole, "torch's flight recorder has the one before"
+    assert "in fail_in_a_step\n    dist.all_reduce(torch.ones(3, 5))" in whole
 
 
 def test_ranks_with_different_devices_end_before_they_make_groups(tmp_path):

@@ -33,6 +33,7 @@ class LocalStore:
         return files.why_not_writable(place)
 
     def write_text(self, place: Path, text: str) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(place, text)
 
     def sizes(self, folder: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core import ranks
+from llama_dyt.core.standing import Phase, inside
 from llama_dyt.core.store import Location
 from llama_dyt.training.callbacks.callback import Callback, Training
 from llama_dyt.training.callbacks.counters import Counters
@@ -75,6 +76,7 @@ class Checkpointing(Callback):
         blocked, self._blocked_seconds = self._blocked_seconds, None
         return {} if blocked is None else {"save_blocked_seconds": blocked}
 
+    @inside(Phase.SAVE)
     def before_end(self, trainer: Training) -> None:
         if self._saved_step != trainer.progress.step:
             self.save(trainer)
@@ -88,6 +90,7 @@ class Checkpointing(Callback):
         """The run is as this step's checkpoint again."""
         self._saved_step = step
 
+    @inside(Phase.SAVE)
     def save(self, trainer: Training) -> Location:
         """Write a checkpoint of the present step, or begin to where that is asynchronous; all ranks call it.
 

@@ -17,6 +17,7 @@ from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core import ranks
 from llama_dyt.core.errors import DataError
+from llama_dyt.core.standing import Phase, inside
 from llama_dyt.data.formats.sources import Source
 from llama_dyt.data.loaders.step import Step
 from llama_dyt.training.callbacks.callback import Callback, Training
@@ -106,7 +107,8 @@ class Validation(Callback):
 
     def _validate(self, trainer: Training) -> None:
         start, step = time.perf_counter(), trainer.progress.step
-        figures = self._batches.measure(trainer.boosted, stop_asked=lambda: trainer.stop.asked)
+        with inside(Phase.VALIDATION):
+            figures = self._batches.measure(trainer.boosted, stop_asked=lambda: trainer.stop.asked)
         if figures is None:
             trainer.stop_together()
             return
