@@ -146,14 +146,14 @@ def tell_all(message: str, accounts: Collection[Account], folder: Location | Non
         plain: the message says all that there is to say where all ranks stood alike: then no file is written, and
             before the first step nothing is printed.
     """
-    groups: dict[tuple[str, ...], list[Account]] = {}
-    for account in accounts:
-        groups.setdefault(account.place[: 2 if plain else None], []).append(account)
-    if plain and len(groups) == 1:
-        account = next(iter(accounts))
+    account = next(iter(accounts))
+    if plain and {(one.step, one.phase) for one in accounts} == {(account.step, account.phase)}:
         if account.step > 0:
             say(f"  all ranks: step {account.step}, {account.phase}")
         return
+    groups: dict[tuple[str, ...], list[Account]] = {}
+    for account in accounts:
+        groups.setdefault(account.place, []).append(account)
     file = None if folder is None else _write(message, accounts, folder)
     title = "where each rank stood" + (f" (all of it: {file})" if file is not None else "")
     lines = []

@@ -112,6 +112,8 @@ def test_a_rank_that_is_killed_ends_the_other_which_says_so(corpus, tmp_path, ki
         assert message.startswith(f"error: rank 1 (process {processes[1].pid} on ")
     else:  # and with it what the ranks talk over
         assert message.startswith("error: rank 1 on ") and "lost localhost:" in message
+    report = outcome.stderr.partition("where each rank stood (all of it: run/failures/")[2].splitlines()
+    assert report[1].startswith(f"  rank {killed}: gone; step ") and report[2].startswith(f"  rank {1 - killed}: step ")
 
 
 def test_a_rank_whose_others_never_start_ends_after_timeout_and_says_who_is_missing(corpus, tmp_path):

@@ -32,7 +32,7 @@ def test_a_thousand_ranks_that_all_stood_elsewhere_do_not_fill_the_screen(tmp_pa
 
 
 def test_where_a_message_says_all_one_line_is_added_and_no_file(tmp_path, capsys):
-    alike = [account(rank, phase="save", short=f"line {rank}") for rank in range(2)]
+    alike = [account(0, phase="save", fate="raised"), account(1, phase="save", short="writer.py:9 save")]
     accounts.tell_all("the disk is full", alike, tmp_path, plain=True)
     assert capsys.readouterr().err == "  all ranks: step 41, save\n"
     accounts.tell_all("no such file", [account(rank, step=0, phase="start") for rank in range(2)], tmp_path, plain=True)
