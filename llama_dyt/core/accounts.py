@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import torch.distributed as dist
 
@@ -133,8 +133,9 @@ def say_that_it_is_told(store: dist.Store) -> None:
 
 def wait_until_told(store: dist.Store) -> None:
     """Stay until the one that tells has done so, or cannot."""
-    with suppress(dist.DistStoreError):
-        store.wait(["accounts are told"], timedelta(seconds=GATHER_SECONDS + _WRITE_SECONDS + 1))
+    deadline = time.monotonic() + GATHER_SECONDS + _WRITE_SECONDS + 1
+    while not store.check(["accounts are told"]) and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def tell_all(message: str, accounts: Collection[Account], folder: Location | None, plain: bool = False) -> None:
