@@ -25,21 +25,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chaos import LEFT_SECONDS, START_SECONDS, Start
 from common import write_report
 from data.kills import write_corpus
-from faults_witness import STEP, WORDS
+from disturbing.failing import STEP, WORDS
+from disturbing.rounds import LEFT_SECONDS, START_SECONDS
+from disturbing.runs import SAVE_INTERVAL, Start
 
 PLUGINS = ("ddp", "zero2", "fsdp", "gemini", "hybrid_parallel")
 KINDS = ("kill", "stop", "raise", "memory")
 MOMENTS = ("start", "step", "save")
-SAVE_INTERVAL = 6
 FAILING = 1
 FLAGS = {"gemini": ("-x", "bf16"), "hybrid_parallel": ("-x", "fp32", "--tp", "2")}
 PHASES = {"step": f"step {STEP}, callbacks", "save": f"step {SAVE_INTERVAL}, save"}
 REASONS = {
     "kill": "is gone and has said nothing: it was killed from outside",
-    "stop": "is stopped, for 15 s now",
+    "stop": " s at least (by SIGSTOP",
     "raise": WORDS,
     "memory": "MemoryError",
 }
@@ -73,7 +73,7 @@ def run(cell: Cell, folder: Path, corpus: tuple[Path, Path], limit: float) -> tu
     flags += ["-d", str(text), "--tokenizer", str(tokenizer), "-l", "32", "-b", "2", "-t", "none", "-s", "2"]
     flags += ["-p", cell.plugin, *FLAGS.get(cell.plugin, ("-x", "fp32")), "-i", str(SAVE_INTERVAL)]
     flags += ["--max_steps", str(2 * SAVE_INTERVAL), "-o", str(folder / "saved")]
-    flags += ["--import", "faults_witness", "--callback", "fault"]
+    flags += ["--import", "disturbing.failing", "--callback", "fault"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "pretrain.py"]
     environment = {
         "FAULT": f"{cell.kind} {cell.moment} {FAILING}",
@@ -113,11 +113,11 @@ def why_it_says_too_little(cell: Cell, said: str) -> list[str]:
         return [f"the reason is not told\n{said[-3000:]}"]
     if cell.moment == "start":
         return []
-    report = ours.find("where each rank stood")
-    expected = f"rank {FAILING}: {FATES[cell.kind]}; {PHASES[cell.moment]} for "
-    if report < reason:
-        return [f"where ranks stood is not told after the reason\n{said[-3000:]}"]
-    return [] if expected in ours[report:] else [f"it does not say {expected!r}\n{said[-3000:]}"]
+    stood = PHASES[cell.moment]
+    expected = [f"rank {FAILING}: {FATES[cell.kind]}; {stood} for ", f"all ranks: {stood}\n"]
+    if not any(line in ours[reason:] for line in expected):
+        return [f"it does not say {expected[0]!r} after the reason\n{said[-3000:]}"]
+    return []
 
 
 def main() -> None:

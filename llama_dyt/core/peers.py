@@ -22,6 +22,8 @@ from llama_dyt.core.standing import Board, Standing
 STOPPED_SECONDS = 15.0
 """How long a rank may be stopped before the run ends, where --timeout is not less: a job that is suspended as a whole
 stops and goes on at once, and who stops one rank of many by hand has ended the run."""
+STOPPED_AT_START_SECONDS = 5.0
+"""The same before the first meeting, of which nothing is lost: who waits there has taken its time to come."""
 _STOPPED = "T"
 _NAMES_OF_A_RUN = (
     "MASTER_ADDR",
@@ -141,8 +143,8 @@ def kill_stopped_siblings(place: Place) -> None:
 def stopped_in_words(peers: Iterable[Peer], seconds: float) -> str:
     """Why the run ends."""
     named = list(peers)
-    are, they = ("is", "it") if len(named) == 1 else ("are", "they")
+    has, it = ("has", "it") if len(named) == 1 else ("have", "they")
     return (
-        f"{', '.join(map(str, named))} {are} stopped, for {seconds:.0f} s now (by SIGSTOP or a terminal's Ctrl-Z): "
-        f"the others cannot go on without, so {they} will be ended with them"
+        f"{', '.join(map(str, named))} {has} been stopped for {seconds:.0f} s at least (by SIGSTOP or a terminal's "
+        f"Ctrl-Z): the others cannot go on without, so {it} will be ended with them"
     )

@@ -20,7 +20,7 @@ from llama_dyt.core import standing
 from llama_dyt.core.connections import connections, give_up_after
 from llama_dyt.core.console import say
 from llama_dyt.core.errors import ConfigurationError, TrainingError
-from llama_dyt.core.peers import STOPPED_SECONDS, StoppedFor, stopped_in_words, stopped_siblings
+from llama_dyt.core.peers import STOPPED_AT_START_SECONDS, StoppedFor, stopped_in_words, stopped_siblings
 from llama_dyt.core.place import Place
 from llama_dyt.core.processes import boot_id, pid_namespace, start_time
 
@@ -71,7 +71,7 @@ class Waiting:
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        patience = min(STOPPED_SECONDS, self._timeout)
+        patience = min(STOPPED_AT_START_SECONDS, self._timeout)
         stopped = self._stopped.for_so_many(round(patience / _LOOK_SECONDS), stopped_siblings(self._place))
         if stopped:
             raise TrainingError(stopped_in_words(stopped, patience))

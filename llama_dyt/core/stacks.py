@@ -69,6 +69,8 @@ def _shortened(frames: Iterable[traceback.FrameSummary]) -> str:
     ours, last = [], ""
     for frame in frames:
         path = Path(frame.filename)
+        if frame.name.startswith("<"):  # a comprehension stands in the line of who has it
+            continue
         if FOLDER in path.parents and path.relative_to(FOLDER).as_posix() not in _BESIDE_THE_POINT:
             ours.append(f"{path.name}:{frame.lineno} {frame.name}")
         last = f"{path.name}:{frame.lineno} {frame.name}"

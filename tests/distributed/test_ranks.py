@@ -62,7 +62,7 @@ def test_a_rank_that_does_not_come_is_named_and_ends_the_run_after_timeout(tmp_p
 @pytest.mark.parametrize(
     ("how", "status", "fate", "message"),
     [
-        ("stop", -signal.SIGKILL, "stopped", "is stopped, for 8 s now (by SIGSTOP"),
+        ("stop", -signal.SIGKILL, "stopped", "has been stopped for 8 s at least (by SIGSTOP"),
         ("kill", -signal.SIGKILL, "gone", "is gone and has said nothing: it was killed from outside"),
         ("raise", 1, "raised", "MemoryError: no room for a gradient"),
     ],

@@ -1,4 +1,4 @@
-"""What faults.py has its runs import: one rank that fails, in the way and at the moment that FAULT says."""
+"""What benchmarks/faults.py has its runs import: one rank that fails, in the way and at the moment that FAULT says."""
 
 from __future__ import annotations
 
