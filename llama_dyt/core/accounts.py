@@ -41,7 +41,7 @@ class Account:
     Attributes:
         rank, host, pid: whose it is.
         step, phase, seconds: as of `Standing`; -1, "" and 0 where nothing is known.
-        fate: what is to be said of it before that: "raised", "gone", "stopped", "no sign of life"; empty for nothing.
+        fate: what is to be said of it before that: "raised", "gone", "stopped" and such; empty for nothing.
         inside: work that takes as long as it takes, or a collective of bookkeeping, in words.
         collective, short, whole: as of `stacks.Doing`.
     """
@@ -75,13 +75,13 @@ class Account:
         return "; ".join(filter(None, [self.fate, f"{stood}, in {inside}" if inside else stood, self.short]))
 
 
-def own_account(rank: int, inside: str, error: BaseException | None, raised: bool) -> Account:
+def own_account(rank: int, inside: str, error: BaseException | None, fate: str) -> Account:
     """Of this process, from any thread.
 
     Args:
         inside: as of `Account`.
         error: what its main thread ended with, if anything.
-        raised: that is what this run fails of.
+        fate: as of `Account`.
     """
     standing, now = mine(), doing(error)
     return Account(
@@ -91,7 +91,7 @@ def own_account(rank: int, inside: str, error: BaseException | None, raised: boo
         standing.step,
         str(standing.phase),
         standing.seconds,
-        "raised" if raised else "",
+        fate,
         inside,
         now.collective,
         now.short,

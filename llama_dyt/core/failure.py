@@ -19,7 +19,7 @@ class Failure:
         rank: of the one that tells.
         message, status: what it prints, and what all end with.
         accounts: all are to say where they stood.
-        raised: it is the rank that has failed, and not one that speaks of another.
+        fate: what has become of it, where it speaks of itself: "raised".
         plain: the message says all that there is to say where they stood alike.
         silent: ranks that can say nothing, and not end by themselves.
     """
@@ -28,7 +28,7 @@ class Failure:
     message: str
     status: int
     accounts: bool = False
-    raised: bool = False
+    fate: str = ""
     plain: bool = False
     silent: list[int] = field(default_factory=list)
 

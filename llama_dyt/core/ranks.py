@@ -402,8 +402,8 @@ def _failure(message: str, status: int, place: Place, error: BaseException | Non
     """What the others are told. Where each stood is of use unless a person is to put something right before a step."""
     plain = isinstance(error, LlamaDytError)
     accounts = bool(message) and not (plain and mine().phase is Phase.START)
-    raised = error is not None and not _is_lost_connection(message, error)
-    return Failure(place.rank, message, status, accounts, raised, plain)
+    fate = "" if error is None or _is_lost_connection(message, error) else "raised"
+    return Failure(place.rank, message, status, accounts, fate, plain)
 
 
 def _patience(message: str, place: Place, error: BaseException | None) -> float:

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from llama_dyt.core import accounts, rendezvous
 from llama_dyt.core.accounts import Account, account_of, own_account
 from llama_dyt.core.console import say
+from llama_dyt.core.device_wait import DeviceWait
 from llama_dyt.core.failure import Failure, linger, tell, told_failure
 from llama_dyt.core.peers import STOPPED_SECONDS, Peer, Peers, kill_stopped_siblings, stopped_in_words
 from llama_dyt.core.place import Place
@@ -85,6 +86,7 @@ class Watch(threading.Thread):
         self.ending_status: int | None = None
         self._to_undo: list[Callable[[], Any]] = []
         self._peers = Peers({})
+        self._device_wait = DeviceWait()
         self._error: BaseException | None = None  # what the main thread ended with
         self.accounts_folder: Location | None = None
         self._last: dict[int, Beat] = {}
@@ -209,6 +211,7 @@ class Watch(threading.Thread):
             if not self._told:
                 self.end_process(failure)
             return
+        self._look_at_own_work()
         if not self._together:
             return
         self._look_at_peers(gone)
@@ -221,6 +224,24 @@ class Watch(threading.Thread):
         self._look_for_silence(beats)
         if self.place.rank == 0:
             self._look_for_laggards({**beats, 0: self._mine})
+
+    def _look_at_own_work(self) -> None:
+        """Whether what the others wait for, this process being alive, waits itself for a disk that is not."""
+        if self._mine.busy_with is None and mine().phase is not Phase.DATA:
+            self._device_wait.forget()
+            return
+        looks = self._device_wait.look()
+        if looks * LOOK_SECONDS >= self._timeout:
+            kernel = f" ({where} of the kernel)" if (where := self._device_wait.where()) else ""
+            self._fail(
+                f"{self.place} has waited {self._timeout:g} s (--timeout) for a disk or a file system that does not "
+                f"answer{kernel}, in: {self._mine.busy_with or Phase.DATA}; see dmesg and the mounts there",
+                fate="held up",
+            )
+        if self._is_worth_saying(looks):
+            say(
+                f"{self.place} has waited {looks * LOOK_SECONDS:.0f} s for a disk or a file system that does not answer"
+            )
 
     def _look_at_peers(self, gone: list[Peer]) -> None:
         missed = [peer for peer in gone if not self._beat_of(peer.rank).left]
@@ -307,9 +328,9 @@ class Watch(threading.Thread):
         with self._lock:
             return Beat(**json.loads(self._store.get(f"beat/{rank}")))
 
-    def _fail(self, message: str, silent: Sequence[int] = ()) -> NoReturn:
-        """`silent`: ranks that are not heard of, and can neither tell of themselves nor end."""
-        failure = Failure(self.place.rank, message, FAILED_STATUS, accounts=True, silent=list(silent))
+    def _fail(self, message: str, silent: Sequence[int] = (), fate: str = "") -> NoReturn:
+        """The run fails; `silent` and `fate` as of `Failure`."""
+        failure = Failure(self.place.rank, message, FAILED_STATUS, accounts=True, fate=fate, silent=list(silent))
         if self.tell(failure):
             say(f"error: {message}")
             self.end_process(failure, first=True)
@@ -323,7 +344,7 @@ class Watch(threading.Thread):
         )
         if self.place.speaks_without_first and not self._told:
             say(f"error: {message}")
-            accounts.tell_all(message, [self._own_account(False), *self._accounts_of_peers()], self.accounts_folder)
+            accounts.tell_all(message, [self._own_account(), *self._accounts_of_peers()], self.accounts_folder)
         self.end_process(Failure(self.place.rank, message, FAILED_STATUS))
 
     def end_process(self, failure: Failure, first: bool = False) -> NoReturn:
@@ -351,8 +372,8 @@ class Watch(threading.Thread):
 
     # --- where ranks stood -----------------------------------------------------------------------------------------
 
-    def _own_account(self, raised: bool) -> Account:
-        return own_account(self.place.rank, self._mine.inside, self._error, raised)
+    def _own_account(self, fate: str = "") -> Account:
+        return own_account(self.place.rank, self._mine.inside, self._error, fate)
 
     def _accounts_of_peers(self) -> list[Account]:
         """Where the other ranks of this machine stand, by their boards alone."""
@@ -363,8 +384,8 @@ class Watch(threading.Thread):
 
     def _give_accounts(self, failure: Failure) -> None:
         """Tell of this rank, and of those of its machine that cannot."""
-        raised = failure.raised and failure.rank == self.place.rank
-        accounts.give(self._store, self._own_account(raised))
+        own = self._own_account(failure.fate if failure.rank == self.place.rank else "")
+        accounts.give(self._store, own)
         for account in self._accounts_of_peers():
             beat = self._beat_of(account.rank)
             if (account.fate or account.rank in failure.silent) and not beat.left:

@@ -133,6 +133,13 @@ def fail_in_a_step(rank: int, how: str, folder: str) -> None:
     dist.all_reduce(torch.ones(3, 5))
 
 
+def write_for_ever(rank: int, disk: str) -> None:
+    """Rank 1 writes to a disk that does not answer, which takes as long as it takes, while the other waits for it."""
+    from llama_dyt.core import ranks
+
+    ranks.together(lambda: rank == 1 and (Path(disk) / "shard").write_text("weights"), "writing a checkpoint")
+
+
 def meet_and_part(rank: int) -> None:
     """Nothing: the ranks have met."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 
@@ -82,6 +85,46 @@ def test_a_rank_that_fails_in_a_step_ends_all_which_say_where_they_stood(tmp_pat
     whole = file.read_text(encoding="utf-8")
     assert message in whole and "all_reduce #1 of " in whole, "torch's flight recorder has the one before"
     assert "in fail_in_a_step\n    dist.all_reduce(torch.ones(3, 5))" in whole
+
+
+@pytest.fixture
+def dead_disk(tmp_path):
+    """(folder on a file system that is frozen, so that who writes there waits in the kernel; what thaws it)."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    folder.mkdir()
+    image.write_bytes(b"")
+    os.truncate(image, 16 * 2**20)
+    for command in (["mkfs.ext4", "-q", image], ["mount", "-o", "loop", image, folder], ["fsfreeze", "-f", folder]):
+        if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip(f"{command[0]} cannot be had here: it takes root, and a loop device")
+    thaw = ["fsfreeze", "-u", folder]
+    yield folder, lambda: subprocess.run(thaw, capture_output=True)
+    subprocess.run(thaw, capture_output=True)
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_never_answers_ends_all_after_timeout_though_its_rank_lives(dead_disk, tmp_path):
+    """The kernel lets the rank itself end only once the disk does answer; all others are gone by then."""
+    folder, thaw = dead_disk
+
+    def thaw_once_told() -> None:
+        deadline = time.monotonic() + 100
+        said = tmp_path / "stderr-1"
+        while time.monotonic() < deadline and not (said.exists() and "where each rank stood" in said.read_text()):
+            time.sleep(0.1)
+        thaw()
+
+    watching = threading.Thread(target=thaw_once_told)
+    watching.start()
+    first, second = run_ranks(rank_cases.write_for_ever, tmp_path, free_port(), str(folder), timeout=8)
+    watching.join()
+    assert (first.status, second.status) == (1, 1)
+    reason, _, report = second.stderr.partition("where each rank stood:\n")
+    assert "has waited 8 s (--timeout) for a disk or a file system that does not answer (" in reason
+    assert "in: writing a checkpoint; see dmesg" in reason
+    held_up, waiting = report.splitlines()
+    assert held_up.startswith("  rank 1: held up; start for ") and "in writing a checkpoint; pathlib.py" in held_up
+    assert waiting.startswith("  rank 0: start for ")
 
 
 def test_ranks_with_different_devices_end_before_they_make_groups(tmp_path):
