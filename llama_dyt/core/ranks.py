@@ -339,6 +339,7 @@ def end_now(message: str, status: int) -> NoReturn:
         _say_and_exit(message, status, Place())
     failure = Failure(_run.place.rank, message, status)
     with suppress(dist.DistError):
+        _run.watch.tell_of_gone_peers()  # a launcher asks all to end as soon as one has died
         if _run.watch.tell(failure):
             say(message)
     _run.watch.end_process(failure)

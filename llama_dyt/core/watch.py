@@ -214,7 +214,8 @@ class Watch(threading.Thread):
         self._look_at_own_work()
         if not self._together:
             return
-        self._look_at_peers(gone)
+        self.tell_of_gone_peers(gone)
+        self._look_for_stopped()
         if self.place.rank == 0:
             beats = self._all_beats()
         else:
@@ -243,7 +244,16 @@ class Watch(threading.Thread):
                 f"{self.place} has waited {looks * LOOK_SECONDS:.0f} s for a disk or a file system that does not answer"
             )
 
-    def _look_at_peers(self, gone: list[Peer]) -> None:
+    def tell_of_gone_peers(self, gone: Sequence[Peer] | None = None) -> None:
+        """End the run, from any thread, if ranks of this machine are no longer there and nobody has told of a failure.
+
+        Args:
+            gone: those that were not there before it was looked whether somebody has; None: look now.
+        """
+        if gone is None:
+            gone = self._peers.gone()
+            if self.failure() is not None:
+                return
         missed = [peer for peer in gone if not self._beat_of(peer.rank).left]
         if missed:
             are, were = ("is", "was") if len(missed) == 1 else ("are", "were")
@@ -252,6 +262,8 @@ class Watch(threading.Thread):
                 f"{', '.join(map(str, missed))} {are} gone and {has} said nothing: {it} {were} killed from outside, "
                 "most often for want of memory (dmesg tells), or crashed",
             )
+
+    def _look_for_stopped(self) -> None:
         patience = min(STOPPED_SECONDS, self._timeout)
         stopped = self._peers.stopped_for(round(patience / LOOK_SECONDS))
         if stopped:
