@@ -72,6 +72,7 @@ def test_a_run_killed_in_a_save_goes_on_to_what_an_undisturbed_one_comes_to(corp
     assert not any(".claim" in name for name in store_of(RUN).sizes(at(RUN)))
 
 
+@pytest.mark.matrix  # s3rver tells a wrong length of an empty file, on which the client waits 36 s until it gives up
 @pytest.mark.parametrize("s3", ["s3rver"], indirect=True)
 def test_a_run_is_kept_by_another_makers_server_and_gone_on_with(corpus, pretrained, s3, tmp_path):
     STORE.put(f"s3://{BUCKET}/text/train.jsonl", corpus.train)
