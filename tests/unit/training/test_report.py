@@ -164,8 +164,9 @@ def test_runs_beside_each_other_and_one_alone(tmp_path, capsys):
 def test_a_folder_without_a_run_is_told(tmp_path):
     with pytest.raises(DataError, match=r"no metrics.jsonl with records in it; give the --save_dir of a run"):
         read_run(tmp_path)
+    (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be written"):
-        compare.main([*two_runs(tmp_path), "-o", str(tmp_path / "nowhere/x.html")])
+        compare.main([*two_runs(tmp_path), "-o", str(tmp_path / "file/x.html")])
 
 
 LOOKS = """
