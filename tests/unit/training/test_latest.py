@@ -44,9 +44,7 @@ def test_a_run_is_resumed_from_the_newest_whole_one_where_it_is_absent_behind_or
 def test_a_run_is_told_where_what_it_names_is_gone(save_dir):
     (save_dir / LATEST).write_text("step_00000040\n")
     (save_dir / "step_00000030").rename(save_dir / "moved")
-    with pytest.warns(
-        UserWarning, match="latest names step 40, which is not there: step 20 is the newest that is"
-    ):
+    with pytest.warns(UserWarning, match="latest names step 40, which is not there: step 20 is the newest that is"):
         assert find_checkpoint("auto", save_dir).name == "step_00000020"
 
 
