@@ -90,8 +90,8 @@ def find_checkpoint(load: str, save_dir: Location, flag: str = "--load") -> Loca
 
 
 def _warn_if_behind(save_dir: Location, step: int) -> None:
-    """A checkpoint that was whole once, and is not there: removed, lost, or not yet seen by this machine. Of one that is
-    there and no longer whole it is told already."""
+    """A checkpoint that was whole once, and is not there: removed, lost, or not yet seen by this machine. Of one that
+    is there and no longer whole it is told already."""
     named = latest_step(save_dir)
     if named is not None and named > step and named not in find_steps(save_dir):
         warnings.warn(
