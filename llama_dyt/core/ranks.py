@@ -34,6 +34,7 @@ from llama_dyt.core.processes import heed_no_more
 from llama_dyt.core.rendezvous import NobodyListens, connect, connect_again, meet, ranks_in_words, who_is
 from llama_dyt.core.standing import Phase, mine
 from llama_dyt.core.store import Location
+from llama_dyt.core.undoing import Undoing
 from llama_dyt.core.watch import LOOK_SECONDS, Watch
 
 T = TypeVar("T")
@@ -61,9 +62,12 @@ class _Run:
 
 
 _run: _Run | None = None
-_undone_alone: list[Callable[[], Any]] = []
-"""What to undo where no other rank can end this process, but a signal can."""
-_ending_alone: int | None = None
+_alone = Undoing()
+"""Of a process that no other rank can end, but a signal can."""
+
+
+def _undoing() -> Undoing:
+    return _alone if _run is None else _run.watch.undoing
 
 
 # --- coming together and leaving -----------------------------------------------------------------------------------
@@ -114,7 +118,7 @@ def leave() -> None:
     if _run is not None:
         _run.watch.leave()
         _run = None
-    _undone_alone.clear()
+    _alone.clear()
 
 
 # --- what ranks tell each other ------------------------------------------------------------------------------------
@@ -290,28 +294,16 @@ def busy(what: str) -> Iterator[None]:
 def undoing(action: Callable[[], Any]) -> Iterator[None]:
     """Do `action` if what is inside fails: on this rank, or on another whose failure ends this process too."""
     try:
-        with _kept_alone(action) if _run is None else _run.watch.undoing(action):
+        with _undoing().holding(action):
             yield
     except BaseException:
         action()
         raise
 
 
-@contextmanager
-def _kept_alone(action: Callable[[], Any]) -> Iterator[None]:
-    _undone_alone.append(action)
-    try:
-        yield
-    finally:
-        _undone_alone.remove(action)
-
-
 def undo_at_end(action: Callable[[], Any]) -> None:
     """Do `action` if another rank's failure, or `end_now`, ends this process, at any time from here on."""
-    if _run is not None:
-        _run.watch.undo_at_end(action)
-    else:
-        _undone_alone.append(action)
+    _undoing().add(action)
 
 
 def watch() -> Watch | None:
@@ -321,7 +313,7 @@ def watch() -> Watch | None:
 
 def ending_status() -> int | None:
     """While what was begun is undone: the status that this process is about to end with."""
-    return _ending_alone if _run is None else _run.watch.ending_status
+    return _undoing().ending_status
 
 
 def end_now(message: str, status: int) -> NoReturn:
@@ -330,12 +322,9 @@ def end_now(message: str, status: int) -> NoReturn:
     Args:
         message: printed by the first rank that ends so.
     """
-    global _ending_alone
     if _run is None:
-        _ending_alone = status
-        for action in reversed(_undone_alone):
-            with suppress(Exception):
-                action()
+        _alone.ending_status = status
+        _alone.undo()
         _say_and_exit(message, status, Place())
     failure = Failure(_run.place.rank, message, status)
     with suppress(dist.DistError):

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -34,6 +34,7 @@ from llama_dyt.core.processes import heed_no_more
 from llama_dyt.core.rendezvous import ranks_in_words, who_is
 from llama_dyt.core.standing import Phase, Standing, mine
 from llama_dyt.core.store import Location
+from llama_dyt.core.undoing import Undoing
 
 LOOK_SECONDS = 1.0
 LINGER_SECONDS = 5.0
@@ -83,8 +84,7 @@ class Watch(threading.Thread):
         self._ending = threading.Lock()
         self._together = False
         self._told = False  # of a failure, by this rank
-        self.ending_status: int | None = None
-        self._to_undo: list[Callable[[], Any]] = []
+        self.undoing = Undoing()
         self._peers = Peers({})
         self._device_wait = DeviceWait()
         self._error: BaseException | None = None  # what the main thread ended with
@@ -119,19 +119,6 @@ class Watch(threading.Thread):
             yield
         finally:
             self._mine.busy_with = before
-
-    @contextmanager
-    def undoing(self, action: Callable[[], Any]) -> Iterator[None]:
-        """What to do if this process is ended while it is inside."""
-        self._to_undo.append(action)
-        try:
-            yield
-        finally:
-            self._to_undo.remove(action)
-
-    def undo_at_end(self, action: Callable[[], Any]) -> None:
-        """What to do if this process is ended at any time from here on."""
-        self._to_undo.append(action)
 
     def failed(self, error: BaseException | None) -> None:
         """The main thread has ended with this: where it was then is where this rank stood."""
@@ -366,7 +353,7 @@ class Watch(threading.Thread):
             first: this rank is the one that has told of the failure, and printed it.
         """
         self._ending.acquire()
-        self.ending_status = failure.status
+        self.undoing.ending_status = failure.status
         heed_no_more()
         with suppress(dist.DistError), self._lock:
             if failure.accounts:
@@ -374,9 +361,7 @@ class Watch(threading.Thread):
                 self._tell_accounts(failure) if first else accounts.wait_until_told(self._store)
         self._peers.kill(failure.silent)
         kill_stopped_siblings(self.place)
-        for action in reversed(self._to_undo):
-            with suppress(Exception):
-                action()
+        self.undoing.undo()
         self.linger()
         sys.stdout.flush()
         sys.stderr.flush()
