@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama_dyt.core import extensions, files, ranks
+from llama_dyt.core import extensions, ranks
 from llama_dyt.core.environment import read_environment
 from llama_dyt.core.errors import CheckpointError
 from llama_dyt.core.store import Location, store_of
@@ -37,7 +37,7 @@ from llama_dyt.training.checkpoint.marker import step_folder
 from llama_dyt.training.checkpoint.memory_plan import MemoryPlan
 from llama_dyt.training.checkpoint.messages import Job, SetUp, as_json, receive, send
 from llama_dyt.training.checkpoint.shared_memory import SharedMemory
-from llama_dyt.training.checkpoint.writer import CheckpointWriter, on_first_stage
+from llama_dyt.training.checkpoint.writer import CheckpointWriter, on_first_stage, texts_of
 
 _LOOK_SECONDS = 0.2
 _START_SECONDS = 300.0
@@ -107,9 +107,7 @@ class BackgroundWriter(CheckpointWriter):
         job = Job(step, mine)
         if dist.get_rank() == 0:
             total = {name: size for theirs in together for name, size in theirs.items()}
-            texts = {"lr_scheduler": schedule, "optimizer/optimizer.json": optimizer_scalars}
-            texts |= {"trainer_state.json": trainer_state, **beside}
-            job.texts.update({name: files.to_json(value) for name, value in texts.items()})
+            job.texts.update(texts_of(trainer_state, schedule, optimizer_scalars, beside))
             job.indices.update(self._indices(self._plan.all_shards, total))
         if self._process is not None:
             self._copying = Copying(own_memory, then=lambda: self._hand_over(job))

@@ -6,12 +6,14 @@ How a folder gets its name, and what is left where that is cut short, is the sto
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 
-from llama_dyt.core.marker import find_steps, is_step_name, is_whole, step_folder, step_of
-from llama_dyt.core.store import Location, store_of
+from llama_dyt.core import files
+from llama_dyt.core.marker import Written, find_steps, is_step_name, is_whole, step_folder, step_of
+from llama_dyt.core.store import Location, Staging, store_of
 
-__all__ = ["LATEST", "clear_leftovers", "find_steps", "home_of", "latest_step", "point_to_latest"]
+__all__ = ["LATEST", "clear_leftovers", "find_steps", "home_of", "latest_step", "point_to_latest", "write_texts"]
 
 LATEST = "latest"
 """The file in a --save_dir whose only line names the newest whole checkpoint in it. For programs beside: a run that is
@@ -26,6 +28,17 @@ def home_of(folder: Location) -> Location:
 def clear_leftovers(save_dir: Location, say: Callable[[str], None]) -> None:
     """Put in order what runs left that were killed while saving. Only for who holds the folder."""
     store_of(save_dir).clear(save_dir, is_step_name, is_whole, say)
+
+
+def write_texts(staging: Staging, texts: Mapping[str, str]) -> dict[str, Written]:
+    """Write files of text, by name in the checkpoint, into one in the making; as the marker is to have them."""
+    written = {}
+    for name, text in texts.items():
+        folder, _, plain = name.rpartition("/")
+        files.write_text(staging.folder(folder) / plain, text)
+        content = text.encode()
+        written[name] = Written(len(content), hashlib.sha256(content).hexdigest())
+    return written
 
 
 def point_to_latest(save_dir: Location, step: int, say: Callable[[str], None]) -> None:

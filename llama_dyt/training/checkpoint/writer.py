@@ -18,7 +18,6 @@ Not torch.distributed.checkpoint's HuggingFaceStorageWriter: that takes twice as
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -37,7 +36,7 @@ from llama_dyt.core.store import Location, Staging, store_of
 from llama_dyt.launch.claim import Claim
 from llama_dyt.training.checkpoint.contents import MODEL, Contents
 from llama_dyt.training.checkpoint.marker import Written, described, marker_of, step_folder
-from llama_dyt.training.checkpoint.publishing import clear_leftovers, point_to_latest
+from llama_dyt.training.checkpoint.publishing import clear_leftovers, point_to_latest, write_texts
 from llama_dyt.training.checkpoint.retention import Keep
 from llama_dyt.training.checkpoint.shards import shard_name
 from llama_dyt.training.checkpoint.tensor_writer import save_tensors
@@ -160,20 +159,13 @@ class CheckpointWriter:
                 clear_leftovers(self.save_dir, self._say)
             staging.begin(self._say)
             self._save_model_files(staging.folder(self._contents.folder))
-            files.write_json(staging.folder() / "lr_scheduler", schedule)
-            files.write_json(staging.folder("optimizer") / "optimizer.json", optimizer_scalars)
-            files.write_json(staging.folder() / "trainer_state.json", trainer_state)
-            for name, content in beside.items():
-                files.write_json(staging.folder() / name, content)
+            write_texts(staging, texts_of(trainer_state, schedule, optimizer_scalars, beside))
             written.update(described(staging.folder()))
             staging.hand_over()
 
         def finish() -> None:
             sizes = {name: file.bytes for name, file in written.items()}
-            for name, index in self._indices(shards, sizes).items():
-                folder, _, plain = name.rpartition("/")
-                files.write_text(staging.folder(folder) / plain, index)
-                written[name] = Written(len(index.encode()), hashlib.sha256(index.encode()).hexdigest())
+            written.update(write_texts(staging, self._indices(shards, sizes)))
             staging.hand_over()
             if self._claim is not None:
                 self._claim.check()
@@ -286,6 +278,18 @@ class CheckpointWriter:
             f"the last complete checkpoint is {self.last_path}" if self.last_path else "no checkpoint was written yet"
         )
         return CheckpointError(f"could not write checkpoint {final}: {reason} ({last})")
+
+
+def texts_of(
+    trainer_state: dict[str, Any],
+    schedule: dict[str, Any],
+    optimizer_scalars: dict[str, Any],
+    beside: Mapping[str, Any],
+) -> dict[str, str]:
+    """Name in the checkpoint → content of its files of JSON; arguments as of `CheckpointWriter.save`."""
+    values = {"lr_scheduler": schedule, "optimizer/optimizer.json": optimizer_scalars}
+    values |= {"trainer_state.json": trainer_state, **beside}
+    return {name: files.to_json(value) for name, value in values.items()}
 
 
 def on_first_stage(tensors: dict[T, torch.Tensor], grid: Grid) -> dict[T, torch.Tensor]:

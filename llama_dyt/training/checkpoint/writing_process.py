@@ -34,7 +34,7 @@ from llama_dyt.core.processes import leave_signals_to_parent
 from llama_dyt.core.store import Staging, at, store_of
 from llama_dyt.launch.claim import require_held
 from llama_dyt.training.checkpoint.messages import Job, SetUp, TensorFile, job_of, receive, send, set_up_of
-from llama_dyt.training.checkpoint.publishing import clear_leftovers, point_to_latest
+from llama_dyt.training.checkpoint.publishing import clear_leftovers, point_to_latest, write_texts
 from llama_dyt.training.checkpoint.shared_memory import SharedMemory
 
 ORPHAN_SECONDS = 900.0
@@ -127,7 +127,7 @@ class WritingProcess:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             files.sync(path)
-        self._write_texts(staging, job.texts)
+        write_texts(staging, job.texts)
         written = described(staging.folder())
         staging.hand_over()
         for other in self._others:
@@ -140,20 +140,13 @@ class WritingProcess:
             if "error" in told:
                 raise CheckpointError(told["error"])
             written |= {name: Written(*entry) for name, entry in told["written"].items()}
-        self._write_texts(staging, job.indices)
-        for name, text in job.indices.items():
-            written[name] = Written(len(text.encode()), hashlib.sha256(text.encode()).hexdigest())
+        written |= write_texts(staging, job.indices)
         staging.hand_over()
         self._require_held()
         staging.publish(marker_of(written), say)
         self._staging = None
         point_to_latest(self._save_dir, job.step, say)
         self._given.keep.remove_others(self._save_dir, job.step, say)
-
-    def _write_texts(self, staging: Staging, texts: dict[str, str]) -> None:
-        for name, text in texts.items():
-            folder, _, plain = name.rpartition("/")
-            files.write_text(staging.folder(folder) / plain, text)
 
     def _require_held(self) -> None:
         if self._given.claim is not None:
