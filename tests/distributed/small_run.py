@@ -5,8 +5,10 @@ Its own file because the plain PyTorch loop of `reference.py` and the workers' `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,6 +228,13 @@ def letters_tokenizer():
 
 def num_label_tokens(labels: np.ndarray) -> int:
     return int((labels[:, 1:] != IGNORE_INDEX).sum())
+
+
+def write_counting(file: Path, documents: int) -> str:
+    """A file of so many documents of JSON, each longer than the one before, up to forty numbers; gives its path."""
+    texts = (f"document {number} counts {' '.join(map(str, range(number % 40)))}" for number in range(documents))
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(file)
 
 
 def batches(run: RunConfig, dp_rank: int, dp_size: int, state: dict | None = None) -> Iterator[Step]:

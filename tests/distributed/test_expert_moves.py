@@ -5,7 +5,6 @@ Weights and moments arrive to the last bit, and losses are those of the run that
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from llama_dyt.models.mixtral import MixtralDytForCausalLM
-from tests.distributed import moving_cases
+from tests.distributed import moving_cases, small_run
 from tests.distributed.expert_cases import FAMILY
 from tests.distributed.moving_cases import Leg, all_tensors
 from tests.distributed.small_run import Layout, hybrid, micro_batch_rows, spread
@@ -48,10 +47,7 @@ Saved = Callable[[str, int], tuple[Path, list[Leg]]]
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("text") / "text.jsonl"
-    documents = (f"document {number} counts {' '.join(map(str, range(number % 40)))}" for number in range(100))
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    return str(file)
+    return small_run.write_counting(tmp_path_factory.mktemp("text") / "text.jsonl", 100)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ Weights and moments arrive to the last bit, the text goes on with the very next 
 those of the run that was never moved.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from llama_dyt.models import LlamaDytForCausalLM
-from tests.distributed import moving_cases
+from tests.distributed import moving_cases, small_run
 from tests.distributed.moving_cases import SAVE_AT, STEPS_AFTER, Leg, all_tensors
 from tests.distributed.small_run import GLOBAL_ROWS, Layout, hybrid
 
@@ -36,10 +35,7 @@ LOSSES = {"fp32": 1e-4, "bf16": 2e-2}
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("text") / "text.jsonl"
-    documents = (f"document {number} counts {' '.join(map(str, range(number % 40)))}" for number in range(300))
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    return str(file)
+    return small_run.write_counting(tmp_path_factory.mktemp("text") / "text.jsonl", 300)
 
 
 @pytest.fixture(scope="module")

@@ -86,11 +86,9 @@ def test_a_difference_fails_the_comparison(pool, tmp_path):
 
 def test_resuming_goes_on_in_the_text_where_it_was(pool, tmp_path):
     """The real loader's position, through trainer_state.json."""
-    file = tmp_path / "text.jsonl"
-    documents = (f"document {number} counts {' '.join(map(str, range(number % 40)))}" for number in range(200))
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    text = small_run.write_counting(tmp_path / "text.jsonl", 200)
     results = pool(2).run(
-        training_cases.resume, layout=Layout("zero2", 2), precision="fp32", folder=str(tmp_path / "run"), text=str(file)
+        training_cases.resume, layout=Layout("zero2", 2), precision="fp32", folder=str(tmp_path / "run"), text=text
     )
     for straight, resumed in results:
         assert straight.progress["position"] is not None
