@@ -17,10 +17,10 @@ PRECISIONS += [("gemini", "bf16"), ("gemini", "fp16"), ("gemini_auto", "bf16")]
 PRECISIONS += [("zero1", "bf16"), ("ddp", "bf16"), ("fsdp", "fp32"), ("fsdp", "fp16"), ("fsdp_cpu", "bf16")]
 
 
-def losses(folder, plugin, precision, env=None, more=()):
+def losses(folder, plugin, precision, more=()):
     flags = ["-d", "sample", "-c", "15m", *MODEL_SIZE, "-l", "64", "-b", "4", "--max_steps", "24", "-s", "6"]
     flags += ["--lr", "1e-2", "-p", plugin, "-x", precision, "-o", "run", "-t", "none", *more]
-    outcome = Command("pretrain", flags, folder, env=env or {}).run()
+    outcome = Command("pretrain", flags, folder).run()
     assert outcome.status == 0, outcome.stderr
     assert "Traceback" not in outcome.stderr
     return [json.loads(line)["loss"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -29,7 +29,9 @@ def losses(folder, plugin, precision, env=None, more=()):
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory):
     """Losses of the fp32 run with the GPUs hidden."""
-    return losses(tmp_path_factory.mktemp("cpu"), "zero2", "fp32", env={"CUDA_VISIBLE_DEVICES": ""})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        return losses(tmp_path_factory.mktemp("cpu"), "zero2", "fp32")
 
 
 @pytest.mark.parametrize(("plugin", "precision"), PRECISIONS)
