@@ -4,6 +4,7 @@ Examples are the same in every run, and nothing complains where a busy machine i
 looks at new examples each time.
 """
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,6 +22,15 @@ LONGEST_FIRST = [
     "unit/data/test_prepare.py",
 ]
 """Files of half a minute and more of one processor, the longest first; `--durations=100` tells of others."""
+
+
+@pytest.fixture(scope="module")
+def s3_server(request):
+    """A server that speaks S3, for the tests of a file; `tests.s3_server.of_both` asks for each of two."""
+    from tests.s3_server import serving_here  # not at the top: most files need none of it
+
+    with serving_here(getattr(request, "param", "moto")) as server:
+        yield server
 
 
 def pytest_collection_modifyitems(config, items):

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.servers import Faulty, listening
 
 KEY = "AKIATESTSONLYTESTSON"
@@ -129,6 +131,19 @@ def use(server: S3Server, monkeypatch, cache: Path) -> S3Server:
     server.asked.clear()
     server.made.clear()
     return server
+
+
+of_both = pytest.mark.parametrize("s3_server", ["moto", "s3rver"], indirect=True)
+"""A test of each server, of those that are here, for who asks for `s3` of `conftest.py`'s `s3_server`."""
+
+
+@contextmanager
+def serving_here(name: str) -> Iterator[S3Server]:
+    """`serving`, in a test, which is skipped where that server is not."""
+    if name == "s3rver" and (reason := why_no_s3rver()):
+        pytest.skip(reason)
+    with serving(name) as server:
+        yield server
 
 
 def why_no_s3rver() -> str | None:

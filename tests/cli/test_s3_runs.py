@@ -14,7 +14,7 @@ from llama_dyt.training.checkpoint.marker import why_incomplete
 from llama_dyt.training.checkpoint.publishing import find_steps
 from tests.cli.conftest import NUM_STEPS
 from tests.cli.entries import Command, finish, wait_until
-from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving, use, why_no_s3rver
+from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving_here, use
 
 pytest.importorskip("boto3", reason="needs boto3")
 pytest.importorskip("moto", reason="needs moto[s3]")
@@ -29,9 +29,7 @@ UNREST = [
 
 @pytest.fixture(params=["moto"])
 def s3(request, monkeypatch, tmp_path):
-    if request.param == "s3rver" and (reason := why_no_s3rver()):
-        pytest.skip(reason)
-    with serving(request.param) as server:
+    with serving_here(request.param) as server:
         use(server, monkeypatch, tmp_path / "cache")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "6")
         yield server

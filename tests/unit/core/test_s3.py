@@ -13,7 +13,7 @@ from llama_dyt.core import store_copies
 from llama_dyt.core.errors import ConfigurationError
 from llama_dyt.core.store import MARKER, at, store_of
 from llama_dyt.core.stores import s3 as module
-from tests.s3_server import BUCKET, KEY, SECRET, Fault, serving, use, why_no_s3rver
+from tests.s3_server import BUCKET, KEY, SECRET, Fault, of_both, use
 
 pytest.importorskip("boto3", reason="needs boto3")
 pytest.importorskip("moto", reason="needs moto[s3]")
@@ -21,23 +21,11 @@ RUN = f"s3://{BUCKET}/runs/7"
 PART = 5 << 20  # the least that a server takes
 
 
-@pytest.fixture(scope="module")
-def server(request):
-    name = getattr(request, "param", "moto")
-    if name == "s3rver" and (reason := why_no_s3rver()):
-        pytest.skip(reason)
-    with serving(name) as s3:
-        yield s3
-
-
-of_both = pytest.mark.parametrize("server", ["moto", "s3rver"], indirect=True)
-
-
 @pytest.fixture
-def s3(server, monkeypatch, tmp_path):
+def s3(s3_server, monkeypatch, tmp_path):
     """The server, empty and without faults, as this process's environment names it."""
     monkeypatch.setattr(module, "PART_BYTES", PART)
-    return use(server, monkeypatch, tmp_path / "cache")
+    return use(s3_server, monkeypatch, tmp_path / "cache")
 
 
 def written(path, content: bytes):
@@ -87,9 +75,9 @@ def test_of_many_that_claim_at_once_one_is_first(s3, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("server", "kind"),
+    ("s3_server", "kind"),
     [("moto", kind) for kind in ("slow_down", "internal_error", "cut", "slow")] + [("s3rver", "cut")],
-    indirect=["server"],
+    indirect=["s3_server"],
 )
 def test_a_large_file_is_sent_in_parts_and_a_part_that_fails_alone_again(s3, tmp_path, kind):
     content = os.urandom(3 * PART + 12345)

@@ -17,28 +17,16 @@ from llama_dyt.data.formats.sources import ReadOptions
 from llama_dyt.data.opening import check_data, open_data, open_text
 from llama_dyt.data.order.mixture_file import read_mixture
 from llama_dyt.data.preparing.parts import bad_records, cut_parts, read_part
-from tests.s3_server import BUCKET, Fault, serving, use, why_no_s3rver
+from tests.s3_server import BUCKET, Fault, of_both, use
 
 pytest.importorskip("boto3", reason="needs boto3")
 pytest.importorskip("moto", reason="needs moto[s3]")
 TEXTS = [f"document {number} " + "word " * (number % 9) for number in range(300)]
 
 
-@pytest.fixture(scope="module")
-def server(request):
-    name = getattr(request, "param", "moto")
-    if name == "s3rver" and (reason := why_no_s3rver()):
-        pytest.skip(reason)
-    with serving(name) as s3:
-        yield s3
-
-
-of_both = pytest.mark.parametrize("server", ["moto", "s3rver"], indirect=True)
-
-
 @pytest.fixture
-def s3(server, monkeypatch, tmp_path):
-    return use(server, monkeypatch, tmp_path / "cache")
+def s3(s3_server, monkeypatch, tmp_path):
+    return use(s3_server, monkeypatch, tmp_path / "cache")
 
 
 @pytest.fixture
