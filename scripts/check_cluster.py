@@ -17,18 +17,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llama_dyt.core.errors import EXIT_STATUS, ConfigurationError
+from llama_dyt.core.store import SCHEME
 from llama_dyt.launch.cluster.examine import Asked, examine
 from llama_dyt.launch.cluster.faults import Limits, faults_of
 from llama_dyt.launch.cluster.machines import reach_of, slurm_hosts
 from llama_dyt.launch.cluster.table import as_json, sum_in_words, table_of
 from llama_dyt.launch.hosts import read_hosts
+from llama_dyt.launch.shell_line import passed_on
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Look at the machines of a run before it is launched.")
     add = parser.add_argument
     add("--hostfile", help="one machine a line, as for colossalai run; none: those of the Slurm job this is in")
-    add("--path", action="append", default=[], help="data or a checkpoint that all must see alike; may be repeated")
+    add("--path", action="append", default=[], help="data or a checkpoint that all see alike; s3://… too; repeatable")
     add("--save_dir", help="where the run is to write")
     add("--free_gb", type=float, default=10.0, help="free room that --save_dir is to have")
     add("--gpus", type=int, help="GPUs that each machine is to have; none: as many as most have")
@@ -41,6 +43,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def absolute(path: str) -> str:
+    """A path of this folder, for every machine; an address of a store as it is."""
+    return path if SCHEME.match(path) else os.path.join(os.getcwd(), os.path.expanduser(path))
+
+
 def main() -> int:
     flags = parse()
     hosts = read_hosts(flags.hostfile).names if flags.hostfile else slurm_hosts(os.environ)
@@ -49,10 +56,9 @@ def main() -> int:
     if flags.megabytes < 0 or flags.timeout <= 0 or not 0 < flags.master_port < 65536:
         raise ConfigurationError("--megabytes may not be negative, --timeout must be above 0, --master_port is a port")
     reach = reach_of(flags.ssh, not flags.hostfile, flags.timeout)
-    # Relative paths are those of this folder, on every machine.
-    paths = tuple(os.path.join(os.getcwd(), os.path.expanduser(path)) for path in flags.path)
-    save_dir = os.path.join(os.getcwd(), os.path.expanduser(flags.save_dir)) if flags.save_dir else None
-    asked = Asked(paths, save_dir, flags.master_port, flags.megabytes, flags.timeout)
+    save_dir = absolute(flags.save_dir) if flags.save_dir else None
+    paths, given = tuple(map(absolute, flags.path)), passed_on(os.environ)
+    asked = Asked(paths, save_dir, flags.master_port, flags.megabytes, flags.timeout, given)
     found = examine(hosts, reach, asked)
     limits = Limits(flags.clock, flags.free_gb, flags.gpus)
     faults = faults_of(found, limits, flags.master_port, reach.remedy)

@@ -29,17 +29,37 @@ keep_large_buffers() {
   export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
 }
 
+# Runs a command to its end, which gets the signals that this script gets: without it bash alone would end, and leave the
+# command running. The status is the command's.
+run_with_signals() { # COMMAND…
+  local signal child status
+  for signal in TERM INT HUP USR1 USR2; do trap 'kill -'"$signal"' "$child" 2>/dev/null || true' "$signal"; done
+  (trap - INT QUIT && exec "$@") <&0 & # bash has what it starts so ignore Ctrl-C
+  child=$!
+  while status=0 && wait "$child" || status=$? && kill -0 "$child" 2>/dev/null; do :; done
+  trap - TERM INT HUP USR1 USR2
+  return "$status"
+}
+
 # Runs a training command of a Slurm job, and puts the job back in the queue if the run saved and stopped because a signal
-# asked for it. The command's own status is no help under torchrun, which ends with 1 then; the run leaves status.json.
-# A job that somebody cancels, or that Slurm itself puts back, is not running any more when its steps end.
+# asked for it, or failed after it had saved in this start (REQUEUE_FAILED=no: not then). One that fails before it has
+# saved would fail again. The command's own status is no help under torchrun, which ends with 1 in all cases; the run
+# leaves status.json. A job that somebody cancels, or that Slurm itself puts back, is not running any more when its steps end.
 run_and_requeue() { # SAVE_DIR COMMAND…
-  local file="$1/status.json" before status=0
+  local save_dir="$1" before after reason status=0
   shift
-  before="$(cat "$file" 2>/dev/null || true)"
+  before="$(python scripts/run_status.py "$save_dir" || true)"
   "$@" || status=$?
-  if grep -q '"state": "stopped"' "$file" 2>/dev/null && [ "$(cat "$file")" != "$before" ] &&
-    [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
-    echo "saved and stopped; putting job $SLURM_JOB_ID back in the queue"
+  [ "$status" != 0 ] || return 0
+  after="$(python scripts/run_status.py "$save_dir" || true)"
+  [ "$after" != "$before" ] || return "$status"
+  case "$after" in
+    *'"state": "stopped"'*) reason="saved and stopped" ;;
+    *'"state": "running"'*) [ "${REQUEUE_FAILED:-yes}" = yes ] && reason="failed after a save" || return "$status" ;;
+    *) return "$status" ;;
+  esac
+  if [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
+    echo "$reason; putting job $SLURM_JOB_ID back in the queue"
     scontrol requeue "$SLURM_JOB_ID"
   fi
   return "$status"

@@ -76,12 +76,12 @@ if [ "$(count_gpus)" = 0 ]; then
   share_cores "$NPROC"
 fi
 if [ "$NPROC" = 1 ]; then
-  python pretrain.py "${ARGUMENTS[@]}"
+  run_with_signals python pretrain.py "${ARGUMENTS[@]}"
 else
-  torchrun --standalone --nproc_per_node "$NPROC" pretrain.py "${ARGUMENTS[@]}"
+  run_with_signals torchrun --standalone --nproc_per_node "$NPROC" pretrain.py "${ARGUMENTS[@]}"
 fi
 
 echo
 echo "Lines it writes by itself after each prompt (python generate.py --model_path $SAVE_DIR --prompt …):"
-python generate.py --model_path "$SAVE_DIR" --max_new_tokens 48 --temperature 0.7 \
+run_with_signals python generate.py --model_path "$SAVE_DIR" --max_new_tokens 48 --temperature 0.7 \
   --prompt "def " --prompt "class " --prompt "The "

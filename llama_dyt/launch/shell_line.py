@@ -21,15 +21,20 @@ ALWAYS = "PATH"
 """A variable that is always pasted: with none the shell would print all it has."""
 
 
-def pasted(env: Mapping[str, str]) -> dict[str, str]:
-    """Of an environment, what may stand in the line, its values written so that `"value"` is read as they are.
+def passed_on(env: Mapping[str, str]) -> dict[str, str]:
+    """Of an environment, what another machine is given: no names that no shell takes (those of exported functions), and
+    not what is a machine's own."""
+    return {
+        name: value for name, value in env.items() if _NAME.fullmatch(name) and not _BELONG_TO_A_MACHINE.fullmatch(name)
+    }
 
-    Left out are secrets, names that no shell takes (those of exported functions) and what is a machine's own.
-    """
+
+def pasted(env: Mapping[str, str]) -> dict[str, str]:
+    """Of that, what may stand in the line, its values written so that `"value"` is read as they are: no secrets."""
     kept = {
         name: _READ_IN_QUOTES.sub(r"\\\1", value)
-        for name, value in env.items()
-        if _NAME.fullmatch(name) and not is_secret(name, value) and not _BELONG_TO_A_MACHINE.fullmatch(name)
+        for name, value in passed_on(env).items()
+        if not is_secret(name, value)
     }
     return kept or {ALWAYS: "/usr/bin:/bin"}
 

@@ -27,21 +27,23 @@ import os, pathlib, signal, time
 import torch.distributed as dist
 from llama_dyt.training.callbacks.callback import CALLBACKS, Callback
 
+HERE = pathlib.Path(__file__).parent
+
 class KillsARank(Callback):
     """The last one, once, after step 8, when the snapshot of step 6 is whole on all."""
     name, every_rank, order = "kills", True, 95
 
     def after_step(self, trainer, outcome):
-        if outcome.step != 8 or os.path.exists("killed"):
+        if outcome.step != 8 or (HERE / "killed").exists():
             return
         folder, rank, ranks = pathlib.Path(self.run.snapshots.snapshot_dir), dist.get_rank(), dist.get_world_size()
         while not any('"step": 6' in path.read_text() for path in folder.glob(f"*/rank{rank:05d}.*.json")):
             time.sleep(0.01)
-        pathlib.Path(f"whole{rank}").touch()
-        while not all(os.path.exists(f"whole{number}") for number in range(ranks)):
+        (HERE / f"whole{rank}").touch()
+        while not all((HERE / f"whole{number}").exists() for number in range(ranks)):
             time.sleep(0.01)
         if rank == ranks - 1:
-            pathlib.Path("killed").touch()
+            (HERE / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 CALLBACKS.register(KillsARank)

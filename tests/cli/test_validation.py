@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
 import pretrain
@@ -47,6 +50,45 @@ def test_every_validation_is_a_record_of_metrics_and_a_line(runs):
     assert "validation every 4 steps on train (" in run.outcome.stderr
     assert "3 batches, 186 tokens" in run.outcome.stderr
     assert (run.save_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+ASKS_TO_END = """
+import os, signal
+from llama_dyt.training.callbacks.callback import CALLBACKS, Callback
+
+class AsksToEnd(Callback):
+    name, every_rank, order = "asks_to_end", True, 69
+
+    def after_step(self, trainer, outcome):
+        if outcome.step == 4 and trainer.boosted.grid.dp_rank == 1 and not os.path.exists("asked"):
+            open("asked", "w").close()
+            signal.raise_signal(signal.SIGTERM)
+
+CALLBACKS.register(AsksToEnd)
+"""
+
+
+def test_a_validation_that_a_signal_cut_short_is_made_up_for_once(runs, tmp_path):
+    (tmp_path / "asks.py").write_text(ASKS_TO_END)
+    flags = [*runs["validated"].flags, "--import", "asks", "--callback", "asks_to_end", "--load", "auto"]
+    command = Command("pretrain", flags, tmp_path, "srun", processes=2)
+
+    def validated(records: list[dict]) -> list[tuple]:
+        return [(record["step"], record["validation_loss"]) for record in records if "validation_loss" in record]
+
+    stopped = command.run()
+    run = Run(tmp_path / "run", flags, stopped)
+    assert stopped.status == 75 and validated(run.metrics) == [], stopped.stderr
+    kept = run.step(4)
+    for _ in range(2):  # the second time as if the first had been killed before it saved
+        for later in [path for path in (tmp_path / "run").glob("step_*") if path.name > kept.name]:
+            shutil.rmtree(later)
+        state = json.loads((kept / "trainer_state.json").read_text())
+        assert state["callbacks"]["llama_dyt.validation"] == {"owed_step": 4}
+        resumed = command.run()
+        assert resumed.status == 0, resumed.stderr
+        assert validated(run.metrics) == validated(runs["validated"].metrics)
+    assert [r["step"] for r in run.metrics] == [r["step"] for r in runs["validated"].metrics]
 
 
 def test_tensorboard_shows_the_validation(runs):

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from llama_dyt.core.store import at
+from llama_dyt.core.stores.s3 import STORE
 from llama_dyt.launch.cluster.examine import Findings, rounds
 from llama_dyt.launch.cluster.faults import Limits, faults_of
 from tests.cluster.machines import Machine, environment, machines
 from tests.forks import ROOT
+from tests.s3_server import BUCKET, SECRET, Fault, use
 
 SCRIPT = ROOT / "scripts/check_cluster.py"
 
@@ -77,6 +80,29 @@ def test_each_fault_is_told_with_its_machine_and_what_to_do(tmp_path):
     assert room == f"{tmp_path}/save has 0.00 GB free, fewer than 0.1"
     (silent,) = of_host["node4"]
     assert silent.startswith("it cannot be reached (ssh: connect to host node4 port 22")
+
+
+@pytest.mark.parametrize("fault", [None, Fault("", "denied")])
+def test_a_store_is_asked_on_each_machine_with_the_credentials_of_this_one(fault, s3_server, tmp_path, monkeypatch):
+    s3 = use(s3_server, monkeypatch, tmp_path / "cache")
+    STORE.write_text(at(f"s3://{BUCKET}/text/a.jsonl"), '{"text": "some"}\n')
+    s3.faults += [fault] if fault else []
+    (tmp_path / "hosts.txt").write_text("another\n")
+    reach = tmp_path / "reach"  # a shell that knows nothing of this environment, as sshd starts it
+    reach.write_text(f'#!/bin/bash\nexec env -i PATH=/usr/bin:/bin HOME={tmp_path} bash -c "${{@: -1}}"\n')
+    reach.chmod(0o755)
+    words = ["--hostfile", "hosts.txt", "--ssh", str(reach), "--megabytes", "0", "--json"]
+    words += ["--path", f"s3://{BUCKET}/text/*.jsonl", "--save_dir", f"s3://{BUCKET}/run"]
+    ended = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, cwd=tmp_path)
+    told = json.loads(ended.stdout)
+    whats = [f["what"] for f in told["faults"] if not f["what"].startswith("port")]
+    if fault is None:
+        assert told["facts"]["another"]["files"][f"s3://{BUCKET}/text/*.jsonl"]["files"] == 1 and whats == []
+    else:
+        data, save = whats
+        assert data.startswith(f"s3://{BUCKET}/text/*.jsonl cannot be read (") and "no permission" in data
+        assert save.startswith(f"s3://{BUCKET}/run cannot be written (") and "no permission" in save
+    assert SECRET not in ended.stdout + ended.stderr
 
 
 def test_wrong_usage_is_told_in_one_line(tmp_path):

@@ -11,8 +11,10 @@ import yaml
 
 from llama_dyt.training.trackers.jsonl import read_metrics
 from tests.cli.conftest import Corpus
+from tests.cli.test_snapshots import assert_same, flags_of
 from tests.cluster.machines import machines
 from tests.cluster.slurm import Slurm, slurm
+from tests.cluster.test_snapshots import IN_MEMORY, left_in, undisturbed
 from tests.forks import ROOT
 
 STEPS = 400
@@ -20,7 +22,10 @@ LIMIT_SECONDS = 240
 
 
 def write_recipe(corpus: Corpus, folder: Path) -> Path:
-    words = corpus.pretrain_flags(max_steps=STEPS, batch_size=1, save_interval=1000, log_interval=1)
+    return as_recipe(corpus.pretrain_flags(max_steps=STEPS, batch_size=1, save_interval=1000, log_interval=1), folder)
+
+
+def as_recipe(words: list, folder: Path) -> Path:
     flags = {name.removeprefix("--"): yaml.safe_load(value) for name, value in zip(words[::2], words[1::2])}
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(flags), encoding="utf-8")
@@ -63,6 +68,22 @@ def test_a_fine_tuning_job_saves_on_the_signal_goes_back_in_the_queue_and_goes_o
         said, saved = stop_and_go_on(cluster, tmp_path, job)
     assert f"step {saved}" in said.split("resumed from")[1]
     assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("script", ["pretrain_srun.sbatch", "pretrain.sbatch"])
+def test_a_job_whose_rank_is_killed_goes_back_in_the_queue_and_on_from_memory(script, corpus, tmp_path):
+    whole = undisturbed(corpus, tmp_path / "through")
+    recipe = as_recipe(flags_of(corpus, tmp_path, **IN_MEMORY), tmp_path)
+    with machines(2, tmp_path) as nodes, slurm(nodes, tmp_path / "slurm") as cluster:
+        job = submit(cluster, tmp_path, script, CONFIG_FILE=str(recipe), PYTHONPATH=str(tmp_path))
+        cluster.wait_for(job, ["COMPLETED", "FAILED"], LIMIT_SECONDS)
+        said = (tmp_path / f"job-{job}.out").read_text()
+        assert cluster.state(job) == "COMPLETED", said
+        assert [left_in(node) for node in nodes] == [[], []]
+    assert f"failed after a save; putting job {job} back in the queue" in said
+    assert "resumed from the snapshot in memory, step 6, 2 steps lost" in said
+    assert_same(tmp_path, whole)
 
 
 def stop_and_go_on(slurm: Slurm, folder: Path, job: str) -> tuple[str, int]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 
 from llama_dyt.config.check import collect_problems
 from llama_dyt.config.cli import read
+from llama_dyt.core.store import at, store_of
+from llama_dyt.training.callbacks.status import write_status
+from tests.s3_server import BUCKET, Fault, use
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BENCHMARKS = sorted(REPOSITORY.glob("scripts/benchmark_*/*.sh"))
@@ -263,6 +267,39 @@ def test_setup_puts_our_reading_of_host_files_before_colossalais_command(tmp_pat
     assert f"sys.path.append('{REPOSITORY}')" in text and "llama_dyt.launch.colossalai_run import main" in text
 
 
+# --- signals
+
+SAVES_AND_STOPS = """
+import signal, sys, time
+
+def save(number, frame):
+    print("saved on", signal.Signals(number).name, flush=True)
+    sys.exit(75)
+
+for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+    signal.signal(getattr(signal, name), save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_what_a_script_runs_gets_its_signals_and_nothing_is_left_running(name, tmp_path):
+    (tmp_path / "saves.py").write_text(SAVES_AND_STOPS, encoding="utf-8")
+    line = f". scripts/common.sh && set -e && run_with_signals {sys.executable} {tmp_path}/saves.py; echo not reached"
+    script = subprocess.Popen(["bash", "-c", line], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert script.stdout.readline() == "ready\n"
+    script.send_signal(getattr(signal, name))
+    printed, _ = script.communicate(timeout=60)  # until nobody holds its output
+    assert (printed, script.returncode) == (f"saved on {name}\n", 75)
+
+
+def test_the_quickstart_runs_everything_long_so():
+    text = (REPOSITORY / "scripts/quickstart.sh").read_text(encoding="utf-8")
+    starts = re.findall(r"^ *(run_with_signals )?(?:python|torchrun) ", text, re.MULTILINE)
+    assert len(starts) == 3 and all(starts)
+
+
 # --- Slurm
 
 BATCH_SCRIPTS = sorted(REPOSITORY.glob("scripts/slurm/*.sbatch"))
@@ -272,14 +309,15 @@ BATCH_SCRIPTS = sorted(REPOSITORY.glob("scripts/slurm/*.sbatch"))
 def slurm(tmp_path, environment):
     """Runs a batch script with stand-ins for Slurm's programs; `srun` is what the job does in its save_dir."""
 
-    def run(path: Path, srun: str, state: str = "RUNNING") -> subprocess.CompletedProcess:
+    def run(path: Path, srun: str, state: str = "RUNNING", **more: str) -> subprocess.CompletedProcess:
         make_command(tmp_path / "bin/srun", f'env | grep -E "STOP_SECONDS|SHUTDOWN"; cd {tmp_path}/run && {srun}')
         make_command(tmp_path / "bin/squeue", f"echo {state}")
+        make_command(environment / "bin/python", f'exec {sys.executable} "$@"')
         make_command(tmp_path / "bin/scontrol", 'case "$1" in show) echo node1 ;; *) echo "== scontrol $*" ;; esac')
         variables = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1"}
         variables |= {"SLURM_SUBMIT_DIR": str(REPOSITORY), "SAVE_DIR": str(tmp_path / "run"), "MODEL_PATH": "model"}
         variables["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-        return run_script(path, VENV=str(environment), **variables)
+        return run_script(path, VENV=str(environment), **variables, **more)
 
     (tmp_path / "run").mkdir()
     return run
@@ -300,6 +338,36 @@ def test_a_job_whose_run_saved_and_stopped_is_put_back_in_the_queue_once_for_eve
     assert result.returncode == 75 and "requeue" not in result.stdout
     result = slurm(path, status_of_a_run("finished", 12, ends_with=0))
     assert result.returncode == 0 and "requeue" not in result.stdout
+
+
+@pytest.mark.parametrize("path", BATCH_SCRIPTS, ids=lambda p: p.name)
+def test_a_job_whose_run_failed_is_put_back_as_long_as_it_saves_before_it_fails(path, slurm):
+    for step in (3, 6):
+        result = slurm(path, status_of_a_run("running", step, ends_with=1))
+        assert result.returncode == 1 and "failed after a save; putting job 42 back" in result.stdout, result.stderr
+        assert "== scontrol requeue 42" in result.stdout
+    result = slurm(path, "exit 1")  # again, and no step further
+    assert result.returncode == 1 and "requeue" not in result.stdout
+    result = slurm(path, status_of_a_run("running", 9, ends_with=1), REQUEUE_FAILED="no")
+    assert result.returncode == 1 and "requeue" not in result.stdout
+    result = slurm(path, status_of_a_run("running", 12, ends_with=1), state="COMPLETING")
+    assert result.returncode == 1 and "requeue" not in result.stdout
+
+
+def test_how_a_run_stands_is_read_from_a_store_too(s3_server, tmp_path, monkeypatch):
+    s3 = use(s3_server, monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    folder, script = at(f"s3://{BUCKET}/run"), REPOSITORY / "scripts/run_status.py"
+
+    def told() -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, script, folder.address], capture_output=True, text=True)
+
+    assert (told().returncode, told().stdout) == (0, "")
+    store_of(folder).write_text(folder / "COMPLETE", "")  # a folder is there where a file is
+    write_status(folder, "stopped", 3, 9, save_seconds=1.0)
+    assert '"state": "stopped"' in told().stdout
+    s3.faults.append(Fault("", "denied"))
+    assert told().returncode == 2 and told().stderr.startswith(f"error: {folder.address}/status.json cannot be read")
 
 
 @pytest.mark.parametrize("path", BATCH_SCRIPTS, ids=lambda p: p.name)

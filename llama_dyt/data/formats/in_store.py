@@ -6,12 +6,12 @@ for all processes of a machine. Prepared tokens are read at any place, so the wh
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from functools import partial
 from glob import has_magic
 
 from llama_dyt.core.errors import ConfigurationError, DataError
 from llama_dyt.core.store import SCHEME, at, store_of
+from llama_dyt.core.store_matches import found_at
 from llama_dyt.core.store_path import StorePath
 from llama_dyt.data.formats.fetched import told
 from llama_dyt.data.formats.file_source import FileSource
@@ -65,32 +65,27 @@ def match_in_store(dataset: str) -> Match:
     Raises:
         DataError: nothing of that name, or the store does not answer.
     """
-    place, match = _place(dataset), Match(readers())
-    parts = dataset.rstrip("/").split("/")
-    fixed = next((number for number, part in enumerate(parts) if number > 2 and has_magic(part)), len(parts))
-    pattern, base = parts[fixed:], _place("/".join(parts[:fixed]))
+    match = Match(readers())
     try:
-        sizes = store_of(base).sizes(base)
-        if not pattern and place.is_file():
-            sizes, base = {place.name: place.stat().st_size}, place.parent
+        found = found_at(dataset, "dataset")
+    except ConfigurationError as error:
+        raise _as_data_error(dataset, error) from None
     except OSError as error:
         raise DataError(told(dataset, error), about=dataset) from None
-    for name, size in sorted(sizes.items()):
+    for name, size in found.sizes.items():
         path = name.split("/")
-        if pattern and not _fits(path, pattern):
-            continue
         if any(part.startswith(".") for part in path):
             match.pass_over(name, "hidden")
         elif not match.can_be_read(name):
             match.pass_over(name, f"not {match.readable}")
-        elif not pattern and len(sizes) > 1 and match.is_ambiguous(name):
+        elif not found.by_pattern and len(found.sizes) > 1 and match.is_ambiguous(name):
             match.pass_over(name, f"a {name[name.rindex('.') :]}, read only where it is named")
         else:
-            file = base / name
+            file = found.base / name
             match.files.append(DataFile(file, name, size, partial(file.store.copy_of, file)))
     if not match.files:
-        found = f"no {match.readable} file there (found {match.reasons})" if match.passed_over else "nothing is there"
-        raise DataError(f"{dataset}: {found}; check the address", about=dataset)
+        seen = f"no {match.readable} file there (found {match.reasons})" if match.passed_over else "nothing is there"
+        raise DataError(f"{dataset}: {seen}; check the address", about=dataset)
     refuse_packed_copies(dataset, match.files)
     return match
 
@@ -99,17 +94,12 @@ def _place(dataset: str) -> StorePath:
     try:
         return at(dataset, "dataset")
     except ConfigurationError as error:
-        (problem,) = error.problems
-        raise DataError(f"{dataset}: {problem.reason}", about=dataset) from None
+        raise _as_data_error(dataset, error) from None
 
 
-def _fits(names: list[str], pattern: list[str]) -> bool:
-    """Whether a path's names fit a glob's, of which ** stands for any number."""
-    if not pattern:
-        return not names
-    if pattern[0] == "**":
-        return any(_fits(names[number:], pattern[1:]) for number in range(len(names) + 1))
-    return bool(names) and fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+def _as_data_error(dataset: str, error: ConfigurationError) -> DataError:
+    (problem,) = error.problems
+    return DataError(f"{dataset}: {problem.reason}", about=dataset)
 
 
 FORMAT = InStore()

@@ -26,6 +26,7 @@ class Asked:
         port: that ranks are to meet on, of the first machine.
         megabytes: sent between each two, and summed over all; 0 measures no bandwidth and sums nothing.
         timeout: seconds that one machine may take for an answer of the network's.
+        environment: what each machine is given of this one's before it is asked, as `colossalai run` does.
     """
 
     paths: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class Asked:
     port: int = 29500
     megabytes: int = 16
     timeout: float = 10.0
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -105,6 +107,10 @@ def _on_all(
 def _ask_for_facts(agents: dict[str, Agent], asked: Asked, found: Findings) -> None:
     first = next(iter(agents))
     paths = list(asked.paths)
+    given = {"environment": asked.environment}
+    _on_all(agents, lambda host: agents[host].ask("take_over", asked.timeout, **given), found)
+    if first in found.silent:
+        return
 
     def ask(host: str, token: str | None) -> dict[str, Any]:
         return agents[host].ask("facts", _FACTS_SECONDS, paths=paths, save_dir=asked.save_dir, token=token)

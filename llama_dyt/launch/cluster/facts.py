@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llama_dyt.core.code import code_digest
+from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.core.store import SCHEME, at, store_of
+from llama_dyt.core.store_matches import found_at
 
 PACKAGES = ("torch", "colossalai", "transformers", "numpy", "safetensors")
 _GPU_FIELDS = {
@@ -38,8 +41,8 @@ def facts(paths: list[str], save_dir: str | None, token: str | None) -> dict[str
     """All of it, as JSON.
 
     Args:
-        paths: data and checkpoints that every machine must see alike; may hold wildcards.
-        save_dir: where the run is to write; its nearest folder that exists is looked at.
+        paths: data and checkpoints that every machine must see alike; may hold wildcards, and be in a store.
+        save_dir: where the run is to write; its nearest folder that exists is looked at, or whether its store answers.
         token: name of a file in that folder, put there by another machine; None where this one is to put one.
     """
     gpus, why_no_gpus = _gpus()
@@ -51,10 +54,15 @@ def facts(paths: list[str], save_dir: str | None, token: str | None) -> dict[str
         "code": code_digest(),
         "commit": _commit(),
         "files": {path: _seen(path) for path in paths},
-        "save_dir": None if save_dir is None else _room(Path(save_dir).expanduser(), token),
+        "save_dir": None if save_dir is None else _room(save_dir, token),
         "gpus": gpus,
         "why_no_gpus": why_no_gpus,
     }
+
+
+def take_over(environment: dict[str, str]) -> None:
+    """Set variables as a run is given them here, credentials of a store among them."""
+    os.environ.update(environment)
 
 
 def clock() -> float:
@@ -85,7 +93,10 @@ def _output(words: list[str]) -> str | None:
 
 
 def _seen(pattern: str) -> dict[str, Any]:
-    """What a path or pattern leads to: files, bytes, a hash of names, sizes and parts of the contents."""
+    """What a path or pattern leads to: files, bytes, a hash of names, sizes and parts of the contents (in a store, of
+    names and sizes)."""
+    if SCHEME.match(pattern):
+        return _seen_in_store(pattern)
     found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
     files: list[Path] = []
     for path in map(Path, found):
@@ -106,12 +117,35 @@ def _seen(pattern: str) -> dict[str, Any]:
     return {"files": len(files), "bytes": sum(sizes), "hash": digest.hexdigest()[:16], "error": None}
 
 
-def _room(save_dir: Path, token: str | None) -> dict[str, Any]:
-    """Free bytes where the run is to write, whether it may, and whether it is the folder that the first machine has."""
-    folder = save_dir.absolute()
+def _seen_in_store(address: str) -> dict[str, Any]:
+    told: dict[str, Any] = {"files": 0, "bytes": 0, "hash": "", "error": None}
+    try:
+        sizes = found_at(address, "path").sizes
+    except (ConfigurationError, OSError) as error:
+        return {**told, "error": _in_words(error)}
+    digest = hashlib.sha256("".join(f"{name}\0{size}\n" for name, size in sizes.items()).encode())
+    return {**told, "files": len(sizes), "bytes": sum(sizes.values()), "hash": digest.hexdigest()[:16]}
+
+
+def _in_words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _room(save_dir: str, token: str | None) -> dict[str, Any]:
+    """Free bytes where the run is to write, whether it may, and whether it is the folder that the first machine has.
+
+    A store has room, and is the same to all: of it, whether it answers."""
+    told: dict[str, Any] = {"folder": save_dir, "free": None, "error": None, "token": None}
+    if SCHEME.match(save_dir):
+        try:
+            told["error"] = store_of(save_dir).why_not_writable(at(save_dir))
+        except ConfigurationError as error:
+            told["error"] = _in_words(error)
+        return told
+    folder = Path(save_dir).expanduser().absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    told: dict[str, Any] = {"folder": str(folder), "free": shutil.disk_usage(folder).free, "error": None, "token": None}
+    told |= {"folder": str(folder), "free": shutil.disk_usage(folder).free}
     try:
         if token is None:
             file, name = tempfile.mkstemp(prefix=".check_cluster-", dir=folder)
@@ -122,7 +156,7 @@ def _room(save_dir: Path, token: str | None) -> dict[str, Any]:
             with tempfile.TemporaryFile(dir=folder):
                 pass
     except OSError as error:
-        told["error"] = error.strerror or str(error)
+        told["error"] = _in_words(error)
     return told
 
 

@@ -154,7 +154,7 @@ def _save_dir(found: Findings, limits: Limits) -> Iterator[Fault]:
         elif shared_by_first is not None and room["token"] is None:
             what = f"{room['folder']} is another folder than on {next(iter(rooms))}"
             yield Fault(host, what, "give a --save_dir on a file system that all machines share")
-        if room["free"] < limits.free_gb * _GIGABYTE:
+        if room["free"] is not None and room["free"] < limits.free_gb * _GIGABYTE:
             what = f"{room['folder']} has {room['free'] / _GIGABYTE:.2f} GB free, fewer than {limits.free_gb:g}"
             yield Fault(host, what, "make room, or give another --save_dir (--free_gb says what is enough)")
 

@@ -34,7 +34,7 @@ def _row(host: str, found: Findings, faults: list[Fault]) -> tuple[str, ...]:
         str(len(facts["gpus"])),
         "-" if skew is None else f"{skew:+.3f} s",
         f"{sum(one['files'] for one in facts['files'].values())} files" if facts["files"] else "-",
-        "-" if room is None else f"{room['free'] / 1e9:.1f} GB",
+        "-" if room is None or room["free"] is None else f"{room['free'] / 1e9:.1f} GB",
         f"{1e3 * max(link['seconds'] for link in links):.2f} ms" if links else "-",
         in_bits(min(speeds)) if speeds else "-",
         str(count),

@@ -85,6 +85,7 @@ class Callback:
 
     Attributes:
         name: by which `--callback` asks for it; ours have none.
+        kept_as: by which its `state` stands in a checkpoint, where that is not its name; with neither it has none.
         settings: a dataclass of flags of its own, or None; a run has them as `run.NAME`.
         collective: it talks between ranks: it works in every process, and what `due` says follows from the step alone.
         every_rank: it works in every process though it does not talk; otherwise only the first has it.
@@ -93,6 +94,7 @@ class Callback:
     """
 
     name: str = ""
+    kept_as: str = ""
     settings: type | None = None
     collective: bool = False
     every_rank: bool = False
@@ -177,17 +179,19 @@ class Callbacks:
     def load_state(self, states: Mapping[str, Any]) -> None:
         """Give each what it had kept in a checkpoint; one that was not there then begins anew."""
         for callback in self._all:
-            if callback.name in states:
+            key = callback.kept_as or callback.name
+            if key in states:
                 with _named(callback.name, "load_state"):
-                    callback.load_state(states[callback.name])
+                    callback.load_state(states[key])
 
     def state(self) -> dict[str, Any]:
         """Name → what is to be kept."""
         kept = {}
         for callback in self._all:
-            if callback.name:
+            key = callback.kept_as or callback.name
+            if key:
                 with _named(callback.name, "state"):
-                    kept[callback.name] = callback.state()
+                    kept[key] = callback.state()
         return kept
 
     def on_start(self, trainer: Training) -> None:

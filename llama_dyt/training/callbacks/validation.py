@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from llama_dyt.boosters.boosted import Boosted, sum_over_ranks
 from llama_dyt.config.run import RunConfig
@@ -78,9 +79,11 @@ class HeldOutBatches:
 class Validation(Callback):
     """Measures the sets every --validation_freq steps and at the end, and tells what they gave.
 
-    A signal ends the run within a batch; a validation that was cut short leaves no record.
+    A signal ends the run within a batch. A validation that was cut short leaves no record; the run that goes on from
+    that checkpoint makes up for it, by the same weights, before its first step.
     """
 
+    kept_as = "llama_dyt.validation"
     order = 70
 
     def __init__(self, run: RunConfig, batches: HeldOutBatches, trackers: Trackers) -> None:
@@ -88,31 +91,43 @@ class Validation(Callback):
         self._batches = batches
         self._trackers = trackers
         self._validated_step = 0
+        self._owed_step: int | None = None
 
     def due(self, step: int) -> bool:
         return step % self.run.validation.validation_freq == 0
 
     def on_start(self, trainer: Training) -> None:
         self._validated_step = trainer.progress.step  # where a resumed run starts
+        if self._owed_step == trainer.progress.step:
+            self._validate(trainer)
+            trainer.window.restart()
 
     def after_step(self, trainer: Training, outcome: StepOutcome) -> None:
         trainer.settle()
-        if not trainer.stopping:
-            self._validate(trainer)
-            trainer.window.restart()
+        self._validate(trainer)
+        trainer.window.restart()
 
     def before_end(self, trainer: Training) -> None:
         if not trainer.stopping and self._validated_step != trainer.progress.step:
             self._validate(trainer)
 
+    def state(self) -> dict[str, Any]:
+        return {"owed_step": self._owed_step}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._owed_step = state["owed_step"]
+
     def _validate(self, trainer: Training) -> None:
         start, step = time.perf_counter(), trainer.progress.step
+        self._owed_step = step
+        if trainer.stopping:
+            return
         with inside(Phase.VALIDATION):
             figures = self._batches.measure(trainer.boosted, stop_asked=lambda: trainer.stop.asked)
         if figures is None:
             trainer.stop_together()
             return
-        self._validated_step = step
+        self._validated_step, self._owed_step = step, None
         self._trackers.log_validation(validation_record(step, figures, time.perf_counter() - start))
         for name, found in figures.items():
             trainer.say(

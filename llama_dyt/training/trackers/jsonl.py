@@ -46,6 +46,7 @@ class JsonLines(Tracker):
         super().__init__(tracked)
         self._spool: Spool | None = None
         self._file: TextIO | None = None
+        self._validated_step: int | None = None
 
     def open(self) -> None:
         folder = self.tracked.save_dir
@@ -71,6 +72,8 @@ class JsonLines(Tracker):
             path.replace(path.with_name(old))
             self.tracked.say(f"{folder / METRICS_FILE} of a run without a checkpoint is kept as {old}")
         files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        validated = (record["step"] for record in reversed(kept) if "validation_loss" in record)
+        self._validated_step = next(validated, None)
         return path.open("a", encoding="utf-8")
 
     def log(self, record: Record) -> None:
@@ -78,6 +81,12 @@ class JsonLines(Tracker):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
             self._spool.sync(now=False)
+
+    def log_validation(self, record: Record) -> None:
+        # Of the step that is resumed from it may be made up for a second time, by the same weights.
+        if record["step"] != self._validated_step:
+            self.log(record)
+        self._validated_step = record["step"]
 
     def log_samples(self, step: int, samples: Sequence[Sample], seconds: float) -> None:
         held = [asdict(sample) for sample in samples]
