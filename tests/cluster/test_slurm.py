@@ -19,10 +19,13 @@ from tests.forks import ROOT
 
 STEPS = 400
 LIMIT_SECONDS = 240
+EXPERTS = {"config": "mixtral_8x2m", "ep": 2}
+"""Of a small model whose experts two machines share, by flags that are no size."""
 
 
-def write_recipe(corpus: Corpus, folder: Path) -> Path:
-    return as_recipe(corpus.pretrain_flags(max_steps=STEPS, batch_size=1, save_interval=1000, log_interval=1), folder)
+def write_recipe(corpus: Corpus, folder: Path, **more) -> Path:
+    flags = {"max_steps": STEPS, "batch_size": 1, "save_interval": 1000, "log_interval": 1}
+    return as_recipe(corpus.pretrain_flags(**flags, **more), folder)
 
 
 def as_recipe(words: list, folder: Path) -> Path:
@@ -50,10 +53,19 @@ def wait_for_steps(slurm: Slurm, folder: Path, count: int) -> None:
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("script", ["pretrain_srun.sbatch", "pretrain.sbatch"])
-def test_a_job_saves_on_the_signal_goes_back_in_the_queue_and_goes_on(script, corpus, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "model"),
+    [
+        ("pretrain_srun.sbatch", {}),
+        ("pretrain.sbatch", {}),
+        ("pretrain_8x7b_srun.sbatch", EXPERTS),
+        ("pretrain_8x7b.sbatch", EXPERTS),
+    ],
+)
+def test_a_job_saves_on_the_signal_goes_back_in_the_queue_and_goes_on(script, model, corpus, tmp_path):
+    recipe = write_recipe(corpus, tmp_path, **model)
     with machines(2, tmp_path) as nodes, slurm(nodes, tmp_path / "slurm") as cluster:
-        job = submit(cluster, tmp_path, script, CONFIG_FILE=str(write_recipe(corpus, tmp_path)))
+        job = submit(cluster, tmp_path, script, CONFIG_FILE=str(recipe))
         said, saved = stop_and_go_on(cluster, tmp_path, job)
     assert f"step {saved}" in said.split("resumed from")[1]
     assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))

@@ -24,6 +24,7 @@ class Routing(Callback):
     expert_load_most, expert_load_least: the most and the least that any expert of any layer was chosen, as a
         multiple of an even share
     expert_load: that of each, by `layer.expert`, in every tenth record
+    router_entropy_by_layer: in every tenth record
 
     and, where experts have a capacity, of all micro batches of the step, ranks and layers:
 
@@ -55,6 +56,8 @@ class Routing(Callback):
                 for layer, of_layer in enumerate(loads.tolist())
                 for expert, load in enumerate(of_layer)
             }
+            of_layers = (totals.entropies / totals.rows).tolist()
+            record["router_entropy_by_layer"] = {str(layer): found for layer, found in enumerate(of_layers)}
         self._records += 1
         return record
 

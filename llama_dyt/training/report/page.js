@@ -10,7 +10,8 @@
     sources: "Shares of the data (tokens)", validation_perplexity: "Perplexity, validation", validation_loss: "Loss, validation",
     validation_seconds: "Seconds a validation", validation_tokens: "Tokens a validation",
     expert_load: "Load of experts, as multiples of an even share", expert_load_range: "Load of the most and the least chosen expert",
-    router_entropy: "Entropy of the routers (nats)", router_balance_loss: "Balancing loss of the routers", router_z: "Routers' logsumexp², mean",
+    router_entropy: "Entropy of the routers (nats)",
+    router_entropy_by_layer: "Entropy of each layer's router (nats)", router_balance_loss: "Balancing loss of the routers", router_z: "Routers' logsumexp², mean",
     router_dropped: "Choices dropped, beyond an expert's capacity", router_dropped_share: "Share of choices dropped" };
   const HOMES = { validation_loss: "loss", expert_load_most: "expert_load_range", expert_load_least: "expert_load_range" }; // one picture of several kinds
   const OWN = { expert_load_most: "most", expert_load_least: "least" };
@@ -18,7 +19,7 @@
   const SECTIONS = [
     ["Learning", ["loss", "validation_loss", "validation_perplexity", "lr", "grad_norm", "samples_right"]],
     ["Norms", ["alpha", "saturation"]],
-    ["Experts", ["expert_load", "expert_load_range", "router_entropy", "router_balance_loss", "router_z", "router_dropped_share", "router_dropped"]],
+    ["Experts", ["expert_load", "expert_load_range", "router_entropy", "router_entropy_by_layer", "router_balance_loss", "router_z", "router_dropped_share", "router_dropped"]],
     ["Speed and memory", ["tokens_per_second", "mfu", "tflops_per_device", "hardware_tflops_per_device", "max_memory_mb", "data_wait_fraction"]],
     ["Data", ["sources", "tokens_seen", "bad_lines"]],
     ["Other figures", []]];

@@ -27,7 +27,10 @@ def test_a_record_has_how_evenly_routers_choose_and_every_tenth_each_expert():
         model(ids, labels=ids)
         record = callback.record(trainer, None)
         assert ("expert_load" in record) == (number % LOADS_INTERVAL == 0)
-    loads = record["expert_load"]
+        assert ("router_entropy_by_layer" in record) == (number % LOADS_INTERVAL == 0)
+    loads, entropies = record["expert_load"], record["router_entropy_by_layer"]
+    assert entropies["1"] == pytest.approx(math.log(8)) and 0 < entropies["0"] < math.log(8) - 1e-5
+    assert sum(entropies.values()) / 2 == pytest.approx(record["router_entropy"])
     assert len(loads) == 16 and sum(loads.values()) == pytest.approx(16)
     assert record["expert_load_most"] == max(loads.values()) and record["expert_load_least"] == min(loads.values())
     assert "router_dropped" not in record, "all had a place"
