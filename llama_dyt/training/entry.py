@@ -29,12 +29,12 @@ def run_entry(main: Callable[[], None]) -> NoReturn:
     keep_out_of_output()
     hf_logging.disable_progress_bar()  # a bar for reading one file helps nobody
     status = 0
-    forget = end_at_once()
+    end_at_once()
     try:
         try:
             main()
-        except (Exception, KeyboardInterrupt):
-            forget()
+        except (Exception, KeyboardInterrupt) as error:
+            ranks.failed(error)  # before the claim is released, which may take its time: it ends with its own words
             raise
         finally:
             release_all()

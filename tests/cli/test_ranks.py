@@ -11,6 +11,7 @@ import pytest
 from llama_dyt.training.trackers.jsonl import read_metrics
 from tests.cli.conftest import NUM_STEPS, write_lines
 from tests.cli.entries import Command, Outcome, finish, wait_until
+from tests.forks import ROOT
 
 
 @pytest.fixture
@@ -127,3 +128,54 @@ def test_a_rank_whose_others_never_start_ends_after_timeout_and_says_who_is_miss
     assert message.startswith("error: waited 2 s (--timeout) for rank 1 of 2 at localhost:")
     (message,) = errors_of(tried)
     assert "waited 2 s (--timeout) for rank 0 at localhost:" in message and "onnection refused" in message
+
+
+FAILS_AND_IS_SLOW_TO_RELEASE = """
+import os, pathlib, time
+import torch.distributed as dist
+from llama_dyt.core.store import STORES
+from llama_dyt.training.callbacks.callback import CALLBACKS, Callback
+from tests.cli.slow_store import Held
+
+class Slow(Held):
+    name = "slow"
+
+    def delete(self, address):
+        if "/.claim." in address and pathlib.Path("failed").exists():
+            pathlib.Path("releasing").touch()
+            time.sleep(2)
+        super().delete(address)
+
+    @staticmethod
+    def _path(address):
+        return Held._path(address.replace("slow://", "held://"))
+
+    def list(self, address):
+        return {name.replace("held://", "slow://"): size for name, size in super().list(address).items()}
+
+class Fails(Callback):
+    name = "fails"
+
+    def after_step(self, trainer, outcome):
+        if outcome.step == 2:
+            pathlib.Path("failed").touch()
+            raise RuntimeError("made to fail")
+
+STORES.register(Slow())
+CALLBACKS.register(Fails)
+"""
+
+
+def test_a_rank_that_fails_says_why_whatever_its_launcher_asks_of_it_meanwhile(corpus, tmp_path, monkeypatch):
+    (tmp_path / "fails.py").write_text(FAILS_AND_IS_SLOW_TO_RELEASE)
+    monkeypatch.setenv("HELD", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    flags = corpus.pretrain_flags(save_dir="slow://run", batch_size=1, callback="fails", **{"import": "fails"})
+    processes = Command("pretrain", flags, tmp_path, "srun", processes=2).start()
+    wait_until((tmp_path / "releasing").exists, processes[0])
+    processes[0].send_signal(signal.SIGTERM)
+    outcome = finish(processes)
+    assert "--callback fails failed in after_step at step 2: RuntimeError: made to fail" in outcome.stderr, (
+        outcome.stderr
+    )
+    assert "SIGTERM" not in outcome.stderr and {process.returncode for process in processes} == {2}
