@@ -32,11 +32,19 @@ keep_large_buffers() {
 # Runs a command to its end, which gets the signals that this script gets: without it bash alone would end, and leave the
 # command running. The status is the command's.
 run_with_signals() { # COMMAND…
-  local signal child status
-  for signal in TERM INT HUP USR1 USR2; do trap 'kill -'"$signal"' "$child" 2>/dev/null || true' "$signal"; done
+  local signal child="" asked="" again status=0
+  for signal in TERM INT HUP USR1 USR2; do
+    trap 'asked=yes; kill -'"$signal"' "$child" 2>/dev/null || true' "$signal"
+  done
   (trap - INT QUIT && exec "$@") <&0 & # bash has what it starts so ignore Ctrl-C
   child=$!
-  while status=0 && wait "$child" || status=$? && kill -0 "$child" 2>/dev/null; do :; done
+  [ -z "$asked" ] || kill -TERM "$child" # it came before there was whom to tell
+  wait "$child" || status=$?
+  while [ -n "$asked" ]; do # the status was of the signal to this script, and is not of the command
+    asked="" again=0
+    wait "$child" 2>/dev/null || again=$?
+    [ "$again" = 127 ] || status="$again"
+  done
   trap - TERM INT HUP USR1 USR2
   return "$status"
 }
@@ -46,8 +54,15 @@ run_with_signals() { # COMMAND…
 # saved would fail again. The command's own status is no help under torchrun, which ends with 1 in all cases; the run
 # leaves status.json. A job that somebody cancels, or that Slurm itself puts back, is not running any more when its steps end.
 run_and_requeue() { # SAVE_DIR COMMAND…
-  local save_dir="$1" before after reason status=0
+  local save_dir="$1" before after reason word places=0 status=0
   shift
+  for word in "$@"; do
+    case "$word" in --save_dir | --save_dir=* | -o | -o[!-]*) places=$((places + 1)) ;; esac
+  done
+  if [ "$places" != 1 ]; then
+    echo "error: where the run goes is asked for by SAVE_DIR=… sbatch …, not by --save_dir: the job looks there for how it ended" >&2
+    return 2
+  fi
   before="$(python scripts/run_status.py "$save_dir" || true)"
   "$@" || status=$?
   [ "$status" != 0 ] || return 0

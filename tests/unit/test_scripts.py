@@ -309,7 +309,7 @@ BATCH_SCRIPTS = sorted(REPOSITORY.glob("scripts/slurm/*.sbatch"))
 def slurm(tmp_path, environment):
     """Runs a batch script with stand-ins for Slurm's programs; `srun` is what the job does in its save_dir."""
 
-    def run(path: Path, srun: str, state: str = "RUNNING", **more: str) -> subprocess.CompletedProcess:
+    def run(path: Path, srun: str, *words: str, state: str = "RUNNING", **more: str) -> subprocess.CompletedProcess:
         make_command(tmp_path / "bin/srun", f'env | grep -E "STOP_SECONDS|SHUTDOWN"; cd {tmp_path}/run && {srun}')
         make_command(tmp_path / "bin/squeue", f"echo {state}")
         make_command(environment / "bin/python", f'exec {sys.executable} "$@"')
@@ -317,7 +317,7 @@ def slurm(tmp_path, environment):
         variables = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1"}
         variables |= {"SLURM_SUBMIT_DIR": str(REPOSITORY), "SAVE_DIR": str(tmp_path / "run"), "MODEL_PATH": "model"}
         variables["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-        return run_script(path, VENV=str(environment), **variables, **more)
+        return run_script(path, *words, VENV=str(environment), **variables, **more)
 
     (tmp_path / "run").mkdir()
     return run
@@ -352,6 +352,14 @@ def test_a_job_whose_run_failed_is_put_back_as_long_as_it_saves_before_it_fails(
     assert result.returncode == 1 and "requeue" not in result.stdout
     result = slurm(path, status_of_a_run("running", 12, ends_with=1), state="COMPLETING")
     assert result.returncode == 1 and "requeue" not in result.stdout
+
+
+@pytest.mark.parametrize("words", [["--save_dir", "runs/x"], ["--save_dir=runs/x"], ["-o", "runs/x"], ["-oruns/x"]])
+def test_a_second_place_for_the_run_is_refused_since_the_job_would_not_look_there(words, slurm):
+    path = REPOSITORY / "scripts/slurm/pretrain.sbatch"
+    result = slurm(path, "true", *words)
+    assert result.returncode == 2 and "SAVE_DIR=… sbatch" in result.stderr
+    assert "STOP_SECONDS" not in result.stdout, "nothing was started"
 
 
 def test_how_a_run_stands_is_read_from_a_store_too(s3_server, tmp_path, monkeypatch):
