@@ -39,7 +39,8 @@ from disturbing.rounds import Figures, compare, disturbed, undisturbed
 from disturbing.runs import SAVE_INTERVAL, Run, Setting
 from disturbing.world import OF_STORAGE, World
 
-PLUGINS = ("zero2", "ddp", "fsdp", "hybrid_parallel")
+PLUGINS = {"zero2": (), "ddp": (), "fsdp": (), "hybrid_parallel": (), "gemini": ("--mixed_precision", "bf16")}
+"""With flags that they need."""
 SAVES = {"synchronous": (), "asynchronous": ("--async_save",)}
 
 
@@ -53,7 +54,8 @@ def settings_of(arguments: argparse.Namespace, world: World, numbers: random.Ran
             flags = SAVES[numbers.choice(saves)]
             processes = numbers.choice([count for count in (2, 3, 4) if count <= arguments.processes])
             plugin = numbers.choice(plugins)
-            yield Setting(plugin, processes, storage, flags, arguments.snapshots, world.memory)
+            snapshots = numbers.choice(sorted({0, arguments.snapshots})) if arguments.mixed else arguments.snapshots
+            yield Setting(plugin, processes, storage, (*PLUGINS[plugin], *flags), snapshots, world.memory)
 
 
 def main() -> None:
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--storage", choices=tuple(OF_STORAGE), help="this kind alone")
     parser.add_argument("--saves", choices=tuple(SAVES), help="saves of this kind alone")
     parser.add_argument("--snapshots", type=int, default=0, metavar="STEPS", help="between those in memory")
+    parser.add_argument("--mixed", action="store_true", help="with --snapshots: rounds without them as well, as drawn")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--results", type=Path, help="folder for a dated file of the figures")
     arguments = parser.parse_args()
@@ -84,7 +87,7 @@ def main() -> None:
             if key not in results:
                 print(f"undisturbed: {setting.plugin} x {setting.processes}", flush=True)
                 home = folder / f"undisturbed_{number}"
-                plain = Setting(setting.plugin, setting.processes, "disk")
+                plain = Setting(setting.plugin, setting.processes, "disk", PLUGINS[setting.plugin])
                 results[key] = undisturbed(Run(plain, home, corpus, steps, str(home / "saved")), world)
             print(f"round {number + 1}: {setting}", flush=True)
             home = folder / f"round_{number}"
