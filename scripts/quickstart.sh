@@ -75,11 +75,15 @@ if [ "$(count_gpus)" = 0 ]; then
   keep_large_buffers
   share_cores "$NPROC"
 fi
-if [ "$NPROC" = 1 ]; then
-  run_with_signals python pretrain.py "${ARGUMENTS[@]}"
-else
-  run_with_signals torchrun --standalone --nproc_per_node "$NPROC" pretrain.py "${ARGUMENTS[@]}"
-fi
+LAUNCH=(torchrun --standalone --nproc_per_node "$NPROC")
+[ "$NPROC" != 1 ] || LAUNCH=(python)
+run_with_signals "${LAUNCH[@]}" pretrain.py "${ARGUMENTS[@]}" || {
+  status=$?
+  case "$(python scripts/run_status.py "$SAVE_DIR" || true)" in
+    *'"state": "stopped"'*) echo "  here that is  SAVE_DIR=$(printf %q "$SAVE_DIR") bash scripts/quickstart.sh --resume" ;;
+  esac
+  exit "$status"
+}
 
 echo
 echo "Lines it writes by itself after each prompt (python generate.py --model_path $SAVE_DIR --prompt …):"

@@ -294,10 +294,18 @@ def test_what_a_script_runs_gets_its_signals_and_nothing_is_left_running(name, t
     assert (printed, script.returncode) == (f"saved on {name}\n", 75)
 
 
-def test_the_quickstart_runs_everything_long_so():
+def test_the_quickstart_runs_everything_long_so_and_says_how_it_goes_on(environment, tmp_path):
     text = (REPOSITORY / "scripts/quickstart.sh").read_text(encoding="utf-8")
-    starts = re.findall(r"^ *(run_with_signals )?(?:python|torchrun) ", text, re.MULTILINE)
-    assert len(starts) == 3 and all(starts)
+    assert len(re.findall(r"^run_with_signals ", text, re.MULTILINE)) == 2
+    assert not re.findall(r"^ *(?:python|torchrun) (?!scripts/run_status)", text, re.MULTILINE)
+    folder = copy_of(REPOSITORY / "scripts/slurm", tmp_path).parent
+    make_command(folder / "setup.sh", "true")
+    stopped = """mkdir -p "$SAVE_DIR" && echo '{"state": "stopped"}' >"$SAVE_DIR/status.json"; exit 75"""
+    reads = 'cat "$2/status.json"'
+    make_command(environment / "bin/python", f'case "$1" in pretrain.py) {stopped} ;; *) {reads} ;; esac')
+    result = run_script(folder / "quickstart.sh", SAVE_DIR=str(tmp_path / "a run"), VENV=str(environment))
+    assert result.returncode == 75, result.stderr
+    assert result.stdout.splitlines()[-1].endswith(f"SAVE_DIR={tmp_path}/a\\ run bash scripts/quickstart.sh --resume")
 
 
 # --- Slurm
