@@ -56,14 +56,15 @@ def convert(settings: ConvertSettings, say: Say) -> Path:
         reason = f"--from {source.name} tells all figures itself"
         raise ConfigurationError(Problem("config", settings.config, reason, "leave it out"))
     with source.open(path, settings.config) as opened:
-        weights, changes = _changed(check(opened.weights, path), settings, opened)
+        found = check(opened.weights, path)
+        weights, changes = _changed(found, settings, opened)
         dtype = settings.dtype or target.dtype
         if dtype is not None:
             weights = weights.cast(DTYPES[dtype])
         if problems := target.problems(weights, settings.shards):
             raise ConfigurationError(problems)
         tokenizer, tokenizer_files = _tokenizer(settings, opened, weights.config)
-        say(f"{path}: {source.in_words}, {weights.num_parameters:,} parameters")
+        say(f"{path}: {source.in_words}, {found.num_parameters:,} parameters")
         for note in (*opened.notes, *changes):
             say(f"note: {note}")
         if tokenizer is None:
@@ -80,7 +81,8 @@ def convert(settings: ConvertSettings, say: Say) -> Path:
             changes=changes,
         )
         _write(job, target, output, say, settings.verify)
-    say(f"{weights.num_bytes / 1e6:,.1f} MB of {str(weights.dtype).removeprefix('torch.')} weights in {output}")
+    kind = str(weights.dtype).removeprefix("torch.")
+    say(f"{weights.num_parameters:,} parameters, {weights.num_bytes / 1e6:,.1f} MB of {kind} weights in {output}")
     if settings.push_to_hub is not None:
         say(f"uploaded to {hub.push(output, settings.push_to_hub)}")
     return output

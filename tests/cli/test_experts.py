@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from llama_dyt.models import load_pretrained
@@ -92,19 +94,29 @@ def test_a_finished_one_is_exported_scored_and_writes(corpus, runs, tmp_path):
         Command("eval_model", ["--model_path", dyt, "--dataset", str(corpus.train), "--max_length", "32"], tmp_path),
     )
     assert exported.status == 0, exported.stderr
-    assert any("block_sparse_moe.experts.3.w2" in name for name in names_in(hub))
+    assert any("block_sparse_moe.experts.3.w2" in name for name in shapes_in(hub))
     assert scored.status == 0 and "perplexity" in scored.stdout.lower(), scored.stderr
     written = Command("generate", ["--model_path", dyt, "--prompt", "def ", "--max_new_tokens", "4"], tmp_path).run()
     assert written.status == 0 and "def " in written.stdout, written.stderr
 
 
-def names_in(folder: Path) -> list[str]:
-    from safetensors import safe_open
+def test_a_dense_model_becomes_one_with_experts_that_computes_the_same(pretrained, tmp_path):
+    dense, up = pretrained.step(NUM_STEPS) / "model", tmp_path / "up"
+    flags = ["--input_path", str(dense), "--output_path", str(up), "--upcycle", "4", "--verify"]
+    outcome = Command("convert", flags, tmp_path).run()
+    assert outcome.status == 0, outcome.stderr
+    counts = [sum(map(math.prod, shapes_in(folder).values())) for folder in (dense, up)]
+    assert counts[1] > 1.5 * counts[0]
+    said = re.findall(r"([\d,]+) parameters", outcome.stdout + outcome.stderr)
+    assert said == [f"{count:,}" for count in counts]
 
-    found = []
+
+def shapes_in(folder: Path) -> dict[str, list[int]]:
+    found = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
-            found += opened.keys()
+            names = opened.keys()
+            found |= {name: opened.get_slice(name).get_shape() for name in names}
     return found
 
 
