@@ -5,7 +5,10 @@ The rules stand with the settings they are about (`Owned.problems`), the bounds 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llama_dyt.config.run import RunConfig, all_options, owners
+from llama_dyt.core.errors import StoreError
 
 
 def collect_problems(run: RunConfig, world_size: int | None = None, device: str | None = None) -> list[str]:
@@ -20,10 +23,19 @@ def collect_problems(run: RunConfig, world_size: int | None = None, device: str 
     found = [problem for opt in all_options(run.kind) if (problem := opt.out_of_range(flags[opt.name])) is not None]
     if not found:  # ratios of numbers that are out of range would only repeat the same mistake in other words
         for owned in owners():
-            found += owned.problems(run, world_size, device)
+            _collect(found, lambda owned=owned: owned.problems(run, world_size, device))
     for owned in owners():
-        found += owned.path_problems(run)
+        _collect(found, lambda owned=owned: owned.path_problems(run))
     return found
+
+
+def _collect(found: list[str], look: Callable[[], list[str]]) -> None:
+    """Add what a look finds; a store that does not answer it is what is wrong, once."""
+    try:
+        found += look()
+    except StoreError as error:
+        if not error.is_told_in(found):
+            found.append(str(error))
 
 
 def warnings(

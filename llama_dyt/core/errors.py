@@ -64,6 +64,15 @@ class TrainingError(LlamaDytError):
     """A run that cannot go on: a loss that is not finite, a rank that fell out of step, a lost device."""
 
 
+class StoreError(LlamaDytError, OSError):
+    """A store (S3, the web, one of a user's own) that cannot do what was asked of it: "ADDRESS: why, what to do"."""
+
+    def is_told_in(self, lines: Iterable[str]) -> bool:
+        """Whether one of them says as much, be it of another address."""
+        reason = str(self).partition(": ")[2] or str(self)
+        return any(reason in line for line in lines)
+
+
 def in_one_line(error: BaseException) -> str:
     """An exception's type and message, as "KeyError: 'gone'"."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

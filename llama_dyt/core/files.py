@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -15,6 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+"""How an address begins, also one that was taken for a path, which has one slash."""
 
 
 @contextmanager
@@ -130,6 +134,8 @@ def why_not_writable(folder: str | Path) -> str | None:
     It tries in the nearest folder that exists: permissions alone do not tell of read-only or full disks, and say
     nothing to root.
     """
+    if _ADDRESS.match(str(folder)):
+        return "it is an address, and this goes to a folder of this machine"
     folder = Path(folder)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():

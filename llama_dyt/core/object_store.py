@@ -34,8 +34,8 @@ _used: list[IO[str]] = []
 class ObjectStore(ABC):
     """A store to derive one's own from; an instance is registered with `core.store.STORES`.
 
-    Addresses are whole ones, `name://…`, without a slash at the end. What cannot be done raises OSError, in words for
-    the user.
+    Addresses are whole ones, `name://…`, without a slash at the end. What cannot be done raises
+    `errors.StoreError`, in words for the user, or another OSError.
 
     Attributes:
         name: the scheme.

@@ -9,6 +9,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from llama_dyt.core.errors import StoreError
+
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 _CODES = {
@@ -98,7 +100,7 @@ def in_words(error: BaseException, address: str) -> OSError:
         reason = f"the server refused it ({_plain(code)})" if code else f"its client failed ({type(error).__name__})"
     bucket = address.removeprefix("s3://").partition("/")[0]
     words = {"bucket": bucket, "endpoint": _endpoint(), "code": _plain(code or ""), "detail": _detail(error)}
-    return OSError(f"{address}: {reason.format_map(words)}")
+    return StoreError(f"{address}: {reason.format_map(words)}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

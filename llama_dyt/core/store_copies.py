@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from llama_dyt.core import files
+from llama_dyt.core.errors import StoreError
 
 BOUND_VARIABLE = "LLAMA_DYT_CACHE_GB"
 BOUND_GB = 100.0
@@ -63,7 +64,7 @@ def make_room(num_bytes: int, what: str) -> None:
     """Remove homes that nobody uses until `num_bytes` more are within the bound and on the disk, or none is left.
 
     Raises:
-        OSError: the disk has no room for them all the same.
+        StoreError: the disk has no room for them all the same.
     """
     homes = sorted((_used_at(home), home) for home in folder().iterdir() if (home / _USED).is_file())
     sizes = {home: _size(home) for _, home in homes}
@@ -73,7 +74,7 @@ def make_room(num_bytes: int, what: str) -> None:
         if remove_unused(home):
             total -= sizes[home]
     if _free() < num_bytes:
-        raise OSError(
+        raise StoreError(
             f"{what} needs {num_bytes / 1e9:.2f} GB in {folder()}, whose disk has {_free() / 1e9:.2f} GB left; make "
             "room, or set XDG_CACHE_HOME to a folder on another"
         )
@@ -83,7 +84,7 @@ def _bound() -> float:
     """Bytes of all homes.
 
     Raises:
-        OSError: the variable holds no size.
+        StoreError: the variable holds no size.
     """
     given = os.environ.get(BOUND_VARIABLE) or BOUND_GB
     try:
@@ -91,7 +92,7 @@ def _bound() -> float:
     except ValueError:
         bound = -1.0
     if not bound >= 0:
-        raise OSError(f"{BOUND_VARIABLE}={given} is no size; give gigabytes, such as {BOUND_GB:g}")
+        raise StoreError(f"{BOUND_VARIABLE}={given} is no size; give gigabytes, such as {BOUND_GB:g}")
     return bound * 1e9
 
 

@@ -70,6 +70,37 @@ def test_a_run_killed_in_a_save_goes_on_to_what_an_undisturbed_one_comes_to(corp
     assert not any(".claim" in name for name in store_of(RUN).sizes(at(RUN)))
 
 
+@pytest.mark.parametrize(
+    ("entry", "flags"),
+    [
+        ("generate", ["--model_path", RUN, "--prompt", "def"]),
+        ("eval_model", ["--model_path", RUN, "--dataset", "sample"]),
+        ("convert", ["--input_path", RUN, "--output_path", "out"]),
+        ("pretrain", ["--load", RUN, "--dataset", "sample", "--config", "15m", "--max_steps", "1"]),
+        ("pretrain", ["--model_path", RUN, "--dataset", "sample", "--max_steps", "1"]),
+        ("finetune", ["--model_path", RUN, "--dataset", "sample", "--max_steps", "1"]),
+        ("prepare_data", ["--dataset", f"{RUN}/*.jsonl", "--tokenizer", "bytes", "--output_path", "out"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:1]),
+)
+def test_a_store_that_refuses_is_told_in_one_line_by_every_entry(entry, flags, s3, tmp_path):
+    s3.faults.append(Fault("", "denied"))
+    outcome = Command(entry, flags, tmp_path).run()
+    told = [line for line in outcome.stderr.splitlines() if "no permission for it" in line]
+    assert len(told) == 1, outcome.stderr
+    told = told[0]
+    assert outcome.status == 2 and told.startswith("error: ") and "Traceback" not in outcome.stderr, outcome.stderr
+    assert SECRET not in outcome.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("entry", ["convert", "prepare_data"])
+def test_results_go_to_a_folder_of_this_machine_and_an_address_is_refused(entry, pretrained, tmp_path):
+    given = {"convert": ["--input_path", str(pretrained.save_dir)], "prepare_data": ["--dataset", "sample"]}
+    outcome = Command(entry, [*given[entry], "--output_path", RUN], tmp_path).run()
+    assert outcome.status == 2 and "is an address, and this goes to a folder of this machine" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.matrix  # s3rver tells a wrong length of an empty file, on which the client waits 36 s until it gives up
 @pytest.mark.parametrize("s3", ["s3rver"], indirect=True)
 def test_a_run_is_kept_by_another_makers_server_and_gone_on_with(corpus, pretrained, s3, tmp_path):

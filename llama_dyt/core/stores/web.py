@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.core.errors import ConfigurationError, StoreError
 from llama_dyt.core.object_store import ObjectStore
 from llama_dyt.core.store_path import StorePath
 
@@ -90,7 +90,7 @@ class Web(ObjectStore):
             return {}
         size = _size_in(answer)
         if size is None:
-            raise OSError(f"{address}: the server does not say how long it is")
+            raise StoreError(f"{address}: the server does not say how long it is")
         self._marks[address] = _mark_in(answer)
         return {address: size}
 
@@ -104,10 +104,10 @@ class Web(ObjectStore):
         _patiently(address, ATTEMPTS, fetch.go_on, lambda: fetch.there)
 
     def put(self, address: str, file: Path) -> None:
-        raise OSError(f"{address}: {_READ_ONLY}")
+        raise StoreError(f"{address}: {_READ_ONLY}")
 
     def delete(self, address: str) -> None:
-        raise OSError(f"{address}: {_READ_ONLY}")
+        raise StoreError(f"{address}: {_READ_ONLY}")
 
     def why_not_writable(self, place: StorePath) -> str | None:
         return _READ_ONLY
@@ -147,7 +147,8 @@ def _patiently(address: str, attempts: int, action: Callable[[], R], came: Calla
 
     Raises:
         FileNotFoundError: the server says that there is no such file.
-        OSError: anything else, in one line that begins with the address, or an error of this machine's disk.
+        StoreError: anything else, in one line that begins with the address.
+        OSError: this machine's disk.
     """
     most, attempt = came(), 0
     for _ in count():
@@ -157,7 +158,7 @@ def _patiently(address: str, attempts: int, action: Callable[[], R], came: Calla
             attempt = 1 if came() > most else attempt + 1
             most = max(most, came())
             if attempt >= attempts:
-                raise OSError(f"{address}: {error}, for longer than was waited; try again later") from None
+                raise StoreError(f"{address}: {error}, for longer than was waited; try again later") from None
             time.sleep(min(error.seconds or _FIRST_SECONDS * 2 ** (attempt - 1), _MOST_SECONDS))
     raise AssertionError
 
@@ -167,7 +168,7 @@ def _open(address: str, method: str, headers: dict[str, str]) -> http.client.HTT
 
     Raises:
         _MayPass: a fault of the server's or the network's.
-        FileNotFoundError, OSError: it will be the same next time.
+        FileNotFoundError, StoreError: it will be the same next time.
     """
     headers = {"User-Agent": "llama_dyt", "Accept-Encoding": "identity", **headers}
     request = urllib.request.Request(address, headers=headers, method=method)
@@ -187,15 +188,17 @@ def _open(address: str, method: str, headers: dict[str, str]) -> http.client.HTT
             raise refused from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise OSError(f"{address}: the server has no certificate that is trusted; look at SSL_CERT_FILE") from None
+            raise StoreError(
+                f"{address}: the server has no certificate that is trusted; look at SSL_CERT_FILE"
+            ) from None
         raise _MayPass(_in_words(error.reason)) from None
     except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
         raise _MayPass(_in_words(error)) from None
     except (OSError, ValueError) as error:
-        raise OSError(f"{address}: {error}") from None
+        raise StoreError(f"{address}: {error}") from None
 
 
-class _Refused(OSError):
+class _Refused(StoreError):
     status: int
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from llama_dyt.config.cli import read_settings
 from llama_dyt.config.options import Option, option, options_of
 from llama_dyt.core.errors import ConfigurationError
+from llama_dyt.core.files import why_not_writable
+from llama_dyt.core.problem import Problem
 from llama_dyt.data.formats.format import FORMATS
 from llama_dyt.data.formats.sources import SAMPLE_FOLDER, ReadOptions
 from llama_dyt.data.settings import DEFAULT_TOKENIZER
@@ -186,6 +188,8 @@ def _problems(settings: PrepareSettings) -> list[str]:
     problems: list[str] = []
     if settings.output_path is None:
         problems.append("--output_path: say into which folder the prepared data shall go")
+    elif not settings.verify and (reason := why_not_writable(settings.output_path)) is not None:
+        problems.append(Problem("output_path", settings.output_path, reason))
     if settings.dataset is None and not settings.verify:
         problems.append("--dataset: say which text to prepare, such as -d sample or -d '/data/*.jsonl.zst'")
     if settings.rank >= settings.world_size:

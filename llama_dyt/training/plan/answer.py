@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from llama_dyt.config.options import Kind
 from llama_dyt.config.run import RunConfig
-from llama_dyt.core.errors import EXIT_STATUS, ConfigurationError
+from llama_dyt.core.errors import EXIT_STATUS, ConfigurationError, LlamaDytError
 from llama_dyt.core.secrets import redact
 from llama_dyt.core.store import at, why_not_at
 from llama_dyt.training.plan.check import Checked, check
@@ -32,19 +32,19 @@ def answer(kind: Kind, argv: Sequence[str] | None = None) -> Checked | None:
         from llama_dyt.training.plan.datasets import datasets, look_at_datasets, may_be_of_the_hub
 
         checked = check(asked)
-    except ConfigurationError as error:
+        if launched:
+            return checked
+        problems, dry = checked.found.problems, checked.run.run.dry_run  # which does without the data that it plans for
+        if not dry and (problems or not any(map(may_be_of_the_hub, datasets(checked.run).values()))):
+            look_at_datasets(checked)
+        if problems and not _needs_a_look_at_weights(checked.run):
+            raise ConfigurationError(problems)
+    except LlamaDytError as error:
         return None if launched else _end(error)
-    if launched:
-        return checked
-    problems, dry = checked.found.problems, checked.run.run.dry_run  # which does without the data that it plans for
-    if not dry and (problems or not any(map(may_be_of_the_hub, datasets(checked.run).values()))):
-        look_at_datasets(checked)
-    if problems and not _needs_a_look_at_weights(checked.run):
-        _end(ConfigurationError(problems))
     return checked
 
 
-def _end(error: ConfigurationError) -> NoReturn:
+def _end(error: LlamaDytError) -> NoReturn:
     print(redact(f"error: {error}"), file=sys.stderr)
     sys.exit(EXIT_STATUS)
 

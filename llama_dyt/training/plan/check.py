@@ -9,7 +9,7 @@ from typing import Any
 from llama_dyt.config.check import collect_problems
 from llama_dyt.config.run import RunConfig
 from llama_dyt.core.environment import ProcessEnvironment, device_type, read_environment
-from llama_dyt.core.errors import ConfigurationError, LlamaDytError
+from llama_dyt.core.errors import ConfigurationError, LlamaDytError, StoreError
 from llama_dyt.core.problem import Problem, flags_of
 from llama_dyt.training.plan.global_batch import with_global_batch
 from llama_dyt.training.plan.parse import Asked
@@ -47,6 +47,9 @@ class Found:
         except ConfigurationError as error:
             for problem in error.problems:
                 self.add(problem, local=local)
+        except StoreError as error:
+            if not error.is_told_in(self.problems):
+                self.add(str(error), local=local)
         except LlamaDytError as error:
             self.add(str(error), local=local)
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llama_dyt.core import files
@@ -47,4 +49,6 @@ def test_whether_a_folder_can_be_written_is_told_without_a_trace(tmp_path):
     (tmp_path / "file").write_text("")
     assert files.why_not_writable(tmp_path / "file") == "it is a file"
     assert files.why_not_writable(tmp_path / "file" / "below") == f"{tmp_path / 'file'} is a file"
+    for address in ("s3://bucket/folder", Path("s3://bucket/folder"), "hf://some/where"):
+        assert "is an address" in files.why_not_writable(address)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
