@@ -154,6 +154,8 @@ class Course:
                 found = json.loads((tracked.save_dir / self._file).read_text(encoding="utf-8"))
                 if found["state"] == self._state:
                     self._before = self._newest = tuple(found["told"])
+        if self._before[0] == tracked.start_step:  # what is told of that step now comes after what was
+            self._counted = self._before
 
     def open(self, state: dict[str, Any]) -> None:
         """Begin to write; `state`: of the tracker."""

@@ -162,6 +162,21 @@ def test_steps_that_are_done_again_after_a_crash_are_not_told_again(slow, tmp_pa
     assert slow.told == [("made", None), ("open", None), ("log_samples", 4), ("log", 5), ("close", None)]
 
 
+def test_a_validation_that_is_made_up_for_comes_after_what_was_told_of_its_step(slow, tmp_path):
+    first = trackers_of(tmp_path)
+    first.log(record(1))
+    first.log(record(2))  # and a signal cuts the validation of step 2 short
+    first.close()
+    states = json.loads(json.dumps(first.states()))
+    assert states
+    slow.told.clear()
+    again = trackers_of(tmp_path, states, start_step=2)
+    again.log_validation({"step": 2, "validation_loss": {"wiki": 1.0}})
+    again.log(record(3))
+    again.close()
+    assert slow.told == [("made", None), ("open", None), ("log_validation", 2), ("log", 3), ("close", None)]
+
+
 def test_a_course_of_its_own_is_told_from_its_beginning(slow, tmp_path):
     trackers_of(tmp_path).close()
     slow.told.clear()
