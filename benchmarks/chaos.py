@@ -12,8 +12,9 @@ the same command with `--load auto`, until all its steps are done:
 
 Breaches, each of which makes it exit with 1: a loss, gradient norm, rate, number of tokens or file of weights and
 moments that is not, to the last bit, the undisturbed run's; a step that is missing or stands twice in metrics.jsonl;
-more than a save interval of steps done again, with `--snapshots K` more than K + 1; a run that does not end in time
-after a disturbance (a hang); a process or a snapshot that is left behind; an end that nothing caused.
+more than a save interval of steps done again (with `--snapshots K` more than K + 1, where an asynchronous save was
+refused more than two intervals); a run that does not end in time after a disturbance (a hang); a process or a snapshot
+that is left behind; an end that nothing caused.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from disturbing.runs import SAVE_INTERVAL, TIMEOUT_SECONDS, Run, Start
-from disturbing.world import ALWAYS, MOMENTS, OF_STORAGE, World, disturb
+from disturbing.world import ALWAYS, MOMENTS, OF_STORAGE, REFUSING, World, disturb
 from llama_dyt.training.trackers.jsonl import METRICS_FILE
 
 END_SECONDS = TIMEOUT_SECONDS + 75
@@ -52,7 +52,7 @@ def undisturbed(run: Run, world: World) -> tuple[list[dict[str, Any]], dict[str,
 
 def disturbed(run: Run, world: World, numbers: random.Random, most: int, figures: Figures) -> None:
     """Disturb a run so many times, if it lasts, and have it go on until its steps are done."""
-    disturbances, failures = 0, 0
+    disturbances, failures, refused = 0, 0, False
     while failures < 3:
         kind = numbers.choice(ALWAYS + OF_STORAGE[run.setting.storage]) if disturbances < most else None
         moment = numbers.choice(MOMENTS)
@@ -60,7 +60,8 @@ def disturbed(run: Run, world: World, numbers: random.Random, most: int, figures
             start = stack.enter_context(run.start(world.environment))
             before, began = run.trained(), time.monotonic()
             if moment != "start" or kind is None:
-                _come_to_a_step(run, start, before, began, figures)
+                _come_to_a_step(run, start, before, began, run.setting.most_done_again(refused), figures)
+                refused = False
             has_to_end = False
             if kind is not None and _come_to_the_moment(run, start, len(before), moment, numbers):
                 disturbances += 1
@@ -69,6 +70,7 @@ def disturbed(run: Run, world: World, numbers: random.Random, most: int, figures
                 has_to_end = disturb(kind, start, world, stack, numbers)
                 row["seconds_to_end"] = _end(run, start, f"{kind} ({moment})", has_to_end, figures)
                 figures.rows.append(row)
+                refused = refused or kind in REFUSING
             else:
                 _end(run, start, "nothing", False, figures)
         if start.launcher.returncode == 0:
@@ -79,8 +81,8 @@ def disturbed(run: Run, world: World, numbers: random.Random, most: int, figures
             figures.breach(f"{run.setting}: it ended with {status} of its own accord\n{start.said()[-3000:]}")
 
 
-def _come_to_a_step(run: Run, start: Start, before: list[int], began: float, figures: Figures) -> None:
-    """Wait for the first step of a start, and look which it is."""
+def _come_to_a_step(run: Run, start: Start, before: list[int], began: float, most: int, figures: Figures) -> None:
+    """Wait for the first step of a start, and look whether no more than `most` are done again."""
     if not start.wait_until(lambda: len(run.trained()) > len(before), START_SECONDS):
         return  # it has ended, or hangs: both are seen to where the end is waited for
     if before:
@@ -88,7 +90,6 @@ def _come_to_a_step(run: Run, start: Start, before: list[int], began: float, fig
         redone = max(before) + 1 - run.trained()[len(before)]
         figures.redone.append(redone)
         figures.from_memory += "resumed from the snapshot in memory" in start.said()
-        most = run.setting.most_done_again
         if not 0 <= redone <= most:
             figures.breach(f"{run.setting}: {redone} steps done again, and {most} may be")
 

@@ -48,10 +48,16 @@ class Setting:
         taken = [f"snapshots every {self.snapshots}"] if self.snapshots else []
         return " ".join([f"{self.plugin} x {self.processes} on {self.storage}", *self.flags, *taken])
 
-    @property
-    def most_done_again(self) -> int:
-        """Steps: one more than between snapshots, which is done while the newest of them becomes whole."""
-        return min(self.snapshots + 1, SAVE_INTERVAL) if self.snapshots else SAVE_INTERVAL
+    def most_done_again(self, refused: bool) -> int:
+        """Steps. With snapshots one more than between them, which is done while the newest becomes whole. An
+        asynchronous save that is refused is on its way until it is given up, and at the longest until the next.
+
+        Args:
+            refused: since steps were made last, the run was kept from saving.
+        """
+        if self.snapshots:
+            return min(self.snapshots + 1, SAVE_INTERVAL)
+        return 2 * SAVE_INTERVAL if refused and "--async_save" in self.flags else SAVE_INTERVAL
 
 
 class Start:

@@ -18,6 +18,8 @@ from disturbing.runs import Start, send
 
 ALWAYS = ("kill", "stop", "launcher", "term")
 OF_STORAGE = {"disk": (), "tmpfs": ("disk",), "s3": ("store", "hiccups")}
+REFUSING = ("disk", "store")
+"""Which keep a run from saving."""
 MOMENTS = ("start", "step", "save")
 
 
