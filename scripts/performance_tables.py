@@ -18,8 +18,8 @@ PAGE = REPOSITORY / "docs" / "performance.md"
 RESULTS = REPOSITORY / "benchmarks" / "results"
 BEGIN = "<!-- tables begin: python scripts/performance_tables.py --write -->"
 END = "<!-- tables end -->"
-ELSEWHERE = ("data-",)
-"""Reports whose figures stand in another page (docs/data.md)."""
+ELSEWHERE = ("data-", "async-save-", "snapshots", "faults", "chaos")
+"""Reports whose figures stand in other pages (docs/data.md, docs/reliability.md)."""
 
 
 def newest(results: Path) -> list[dict[str, Any]]:
