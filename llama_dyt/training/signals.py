@@ -116,10 +116,10 @@ def wait_for_data(ready: Callable[[float], bool], stop: StopRequest, where: str)
     return standstill is None or standstill.may_go()
 
 
-def end_at_once() -> Callable[[], None]:
+def end_at_once() -> None:
     """From now on a signal ends this process and all others of the run right where they are: what they hold is given
-    free, what they began undone. Gives what puts back what was there before."""
-    return signal_watch.watch(_heeded(), lambda number, frame: None, _end)
+    free, what they began undone."""
+    signal_watch.watch(_heeded(), lambda number, frame: None, _end)
 
 
 def _end(number: int, why: str = "") -> None:

@@ -131,8 +131,7 @@ def test_a_rank_whose_others_never_start_ends_after_timeout_and_says_who_is_miss
 
 
 FAILS_AND_IS_SLOW_TO_RELEASE = """
-import os, pathlib, time
-import torch.distributed as dist
+import pathlib, time
 from llama_dyt.core.store import STORES
 from llama_dyt.training.callbacks.callback import CALLBACKS, Callback
 from tests.cli.slow_store import Held

@@ -88,8 +88,7 @@ def test_a_store_that_refuses_is_told_in_one_line_by_every_entry(entry, flags, s
     outcome = Command(entry, flags, tmp_path).run()
     told = [line for line in outcome.stderr.splitlines() if "no permission for it" in line]
     assert len(told) == 1, outcome.stderr
-    told = told[0]
-    assert outcome.status == 2 and told.startswith("error: ") and "Traceback" not in outcome.stderr, outcome.stderr
+    assert outcome.status == 2 and told[0].startswith("error: ") and "Traceback" not in outcome.stderr, outcome.stderr
     assert SECRET not in outcome.stderr and not (tmp_path / "out").exists()
 
 

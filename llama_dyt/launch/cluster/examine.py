@@ -107,8 +107,7 @@ def _on_all(
 def _ask_for_facts(agents: dict[str, Agent], asked: Asked, found: Findings) -> None:
     first = next(iter(agents))
     paths = list(asked.paths)
-    given = {"environment": asked.environment}
-    _on_all(agents, lambda host: agents[host].ask("take_over", asked.timeout, **given), found)
+    _on_all(agents, lambda host: agents[host].ask("take_over", asked.timeout, environment=asked.environment), found)
     if first in found.silent:
         return
 

@@ -85,7 +85,6 @@ class Callback:
 
     Attributes:
         name: by which `--callback` asks for it; ours have none.
-        kept_as: by which its `state` stands in a checkpoint, where that is not its name; with neither it has none.
         settings: a dataclass of flags of its own, or None; a run has them as `run.NAME`.
         collective: it talks between ranks: it works in every process, and what `due` says follows from the step alone.
         every_rank: it works in every process though it does not talk; otherwise only the first has it.
@@ -94,7 +93,6 @@ class Callback:
     """
 
     name: str = ""
-    kept_as: str = ""
     settings: type | None = None
     collective: bool = False
     every_rank: bool = False
@@ -102,6 +100,11 @@ class Callback:
 
     def __init__(self, run: RunConfig) -> None:
         self.run = run
+
+    @property
+    def kept_as(self) -> str:
+        """By which its `state` stands in a checkpoint; empty: nothing of it is kept."""
+        return self.name
 
     def due(self, step: int) -> bool:
         """Whether `before_step` and `after_step` are called for this step, counted from 1."""
@@ -179,19 +182,17 @@ class Callbacks:
     def load_state(self, states: Mapping[str, Any]) -> None:
         """Give each what it had kept in a checkpoint; one that was not there then begins anew."""
         for callback in self._all:
-            key = callback.kept_as or callback.name
-            if key in states:
+            if callback.kept_as in states:
                 with _named(callback.name, "load_state"):
-                    callback.load_state(states[key])
+                    callback.load_state(states[callback.kept_as])
 
     def state(self) -> dict[str, Any]:
         """Name → what is to be kept."""
         kept = {}
         for callback in self._all:
-            key = callback.kept_as or callback.name
-            if key:
+            if callback.kept_as:
                 with _named(callback.name, "state"):
-                    kept[key] = callback.state()
+                    kept[callback.kept_as] = callback.state()
         return kept
 
     def on_start(self, trainer: Training) -> None:
